@@ -70,6 +70,11 @@ def colour_values(colour: Colour | None) -> dict[str, Any]:
     return {"colour": colour, **({} if colour == "refuse" else {"in_channels": {"grey": 1, "rgb": 3}[colour]})}
 
 
+def sequence_values(sequences: Sequence[str]) -> dict[str, Any]:
+    """The values of a configuration that train on these sequences."""
+    return {"sequences": list(sequences), "in_channels": len(sequences)} if sequences else {}
+
+
 NONE_GIVEN: Mapping[str, Any] = {}
 """The default of columns and overrides that are arguments of a function; every call gets a copy."""
 
@@ -79,6 +84,7 @@ LabelKinds = Annotated[
 ]
 NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=pairs)]
 Overrides = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_values)]
+Sequences = Annotated[Sequence[str], Parameter(consume_multiple=True)]
 Numbers = Annotated[Sequence[float], Parameter(converter=_numbers)]
 
 
@@ -235,6 +241,9 @@ class Planning:
     """Configuration files that replace values of the bundle's, in this order, e.g. from its ``configs/overlays``."""
     columns: Columns = field(default_factory=dict)
     """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
+    sequences: Sequences = ()
+    """Sequences that become channels of the image, in this order, e.g. ``T1 FLAIR``; by default all of them, if every
+    case has them."""
     colour: Colour | None = None
     """Colour images: ``refuse`` them, convert them to ``grey``, or train on ``rgb``; by default the bundle's."""
     device: str | None = None

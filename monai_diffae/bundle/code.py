@@ -43,7 +43,9 @@ _OURS = (
     *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
     *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PatchWords", "PlanarAdapter")),
     "networks.PooledVoxels", "networks.SemanticEncoder",
-    *(f"transforms.{name}" for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd")),
+    *(f"transforms.{name}" for name in (
+        "ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToRegiond", "ToSpacingd"
+    )),
     "networks.preset",
 )  # fmt: skip
 MODEL_TARGETS = frozenset(

@@ -17,7 +17,7 @@ from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
 from monai_diffae.lazy import parsing, torch
-from monai_diffae.policies import Colour, Doubtful, OnBadScan, Uneven
+from monai_diffae.policies import Colour, Doubtful, Grid, OnBadScan, Region, Uneven
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -200,11 +200,14 @@ RULES: dict[str, _Rule] = {
     "max_grad_norm": _or_null(_number(1e-12, text="a number above 0")),
     **dict.fromkeys(
         ("learning_rate", "weight_decay", "gradient_weight", "lpips_weight", "mixed",
-         "checkpoint_minutes", "cache_gib"),
+         "checkpoint_minutes", "cache_gib", "region_margin_mm"),
         _number(0),
     ),
     **dict.fromkeys(("ema_decay", "val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
     "spatial_dims": _one_of(2, 3),
+    **dict.fromkeys(("sequences", "encoder_sequences"), _list(lambda value: isinstance(value, str), "sequences")),
+    "grid": _one_of(*get_args(Grid)),
+    "region": _one_of(*get_args(Region)),
     "image_keys": _list(lambda value: isinstance(value, str), "names"),
     "probe_targets": _list(lambda value: isinstance(value, str), "labels"),
     "image_size": _Rule(

@@ -88,6 +88,8 @@ def check_run(file: str = TRAIN) -> None:
         _drop_repetition(parser.get(id), id)
     if file == TRAIN:
         _use_given_images(parser)
+        if sequences := parser.get("sequences"):
+            parser["in_channels"] = len(sequences)
     check_config_of_run(parser.get())
 
 

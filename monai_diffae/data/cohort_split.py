@@ -13,10 +13,12 @@ import numpy as np
 from monai_diffae.data.cases import Case, assign_splits, check_links, find_cases
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.fingerprints import cohort_fingerprint
+from monai_diffae.data.masks import has_mask, with_mask_labels
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track
 from monai_diffae.data.scans import AXES, Axis, read_shape
+from monai_diffae.data.sequences import choose_sequences
 from monai_diffae.errors import CohortError, ConfigError, ScanError, counted, quoted
-from monai_diffae.policies import PathLike, Range, check_choice
+from monai_diffae.policies import PathLike, Range, Region, check_choice
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,11 @@ class SplitCohort:
     fingerprint: str = ""  #: SHA-256 of ids, file sizes and splits, from which no name can be read
     #: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them
     is_drawn: bool = False
+    slice_axis: Axis = "axial"  #: along which volumes are sliced for a 2D model
+
+    def with_mask_labels(self) -> "SplitCohort":
+        """The cohort with labels from the masks of its cases, see :func:`~monai_diffae.data.masks.with_mask_labels`."""
+        return replace(self, cases=with_mask_labels(self.cases, self.slice_axis))
 
     def split(self, name: str) -> list[Case]:
         """The cases of ``train``, ``val`` or ``test``."""
@@ -86,6 +93,9 @@ def split_cohort(
     spatial_dims: int = 2,
     columns: Mapping[str, str] | None = None,
     image_keys: Sequence[str] = ("image",),
+    sequences: Sequence[str] = (),
+    encoder_sequences: Sequence[str] = (),
+    region: Region = "whole",
     patient_pattern: str | None = None,
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
@@ -104,6 +114,10 @@ def split_cohort(
         spatial_dims: 2 or 3, the dimensions of the model.
         columns: names that the table uses for image, id, patient or split.
         image_keys: the columns with images.
+        sequences: the sequences that become channels of the image, in this order. By default the column ``image``, or
+            all sequences if every case has them.
+        encoder_sequences: those that the encoder sees, if it sees others than the decoder makes.
+        region: what the model sees of a scan; cases without a mask are failures unless it is ``whole``.
         patient_pattern: a regular expression that finds the patient in the image's path.
         val_fraction: fraction of the patients for ``val``, if the table has no split.
         test_fraction: fraction of the patients for ``test``, if the table has no split.
@@ -118,25 +132,49 @@ def split_cohort(
     """
     if dataset_dir == "???":
         raise ConfigError("dataset_dir: is required; give it a value")
-    listed = read_cohort(dataset_dir, columns=columns, image_keys=image_keys, patient_pattern=patient_pattern)
+    keys = [key for key in image_keys if key != "encoder_image" or not encoder_sequences]
+    listed = read_cohort(dataset_dir, columns=columns, image_keys=keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     check_links(cases, Path(dataset_dir).name)
     is_drawn = any(before.split is None and after.split != "train" for before, after in zip(listed, cases, strict=True))
+    cases, lacking = model_images(cases, sequences, encoder_sequences, region)
     fingerprint = cohort_fingerprint(cases)
     failures: list[Failure] = []
     scans = f"{counted(len(cases), 'scan')} of {counted(len({case.patient for case in cases}), 'patient')}"
     selected = ""
     if spatial_dims == 2:
         images, failures = expand_slices(cases, axis=slice_axis, range=slice_range, step=slice_step)
+        if region != "whole":
+            images = [case for case in track(images, "reading masks") if has_mask(case, slice_axis)]
         if len(images) > len(cases) and (tuple(slice_range), slice_step) != ((0, 1), 1):
             selected = f", from volumes with slice_range {list(slice_range)} and slice_step {slice_step}"
-        cases, skipped = images, SkippedCases()
-        for failure in failures:
-            skipped.log(failure)
+        cases = images
+    failures, skipped = [*lacking, *failures], SkippedCases()
+    for failure in failures:
+        skipped.log(failure)
     check_any_usable(len(cases), failures, "scans")
     counts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
     logger.info("%s: %s images%s", scans, counts, selected)
-    return SplitCohort(cases, failures, fingerprint, is_drawn)
+    return SplitCohort(cases, failures, fingerprint, is_drawn, slice_axis)
+
+
+def model_images(
+    cases: Sequence[Case],
+    sequences: Sequence[str] = (),
+    encoder_sequences: Sequence[str] = (),
+    region: Region = "whole",
+) -> tuple[list[Case], list[Failure]]:
+    """The cases with the images that a model gets, see :func:`split_cohort`, and those that lack one as failures."""
+    chosen, failures = choose_sequences(cases, sequences)
+    if encoder_sequences:
+        chosen, others = choose_sequences(chosen, encoder_sequences, "encoder_image")
+        failures += others
+    if region != "whole":
+        reason = f"has no mask, which region {region} needs; add it"
+        failures += [Failure(case.id, case.file, reason) for case in chosen if not case.mask]
+        chosen = [replace(case, images={**case.images, "mask": case.mask}) for case in chosen if case.mask]
+    check_any_usable(len(chosen), failures, "scans")
+    return chosen, failures
 
 
 # -- slices of volumes -------------------------------------------------------------------------------------------------

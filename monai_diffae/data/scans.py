@@ -128,7 +128,9 @@ def read_labels(path: PathLike) -> Scan:
     array = _fit_channels(Path(path), scan.array, 1, "refuse")
     classes = np.unique(array)
     if classes[0] < 0 or classes[-1] > _HIGHEST_LABEL or (classes != np.round(classes)).any():
-        raise problem(path, "it has negative, large or fractional values, so it is no mask", "give whole numbers from 0")
+        raise problem(
+            path, "it has negative, large or fractional values, so it is no mask", "give whole numbers from 0"
+        )
     if len(classes) > _MOST_LABELS:
         raise problem(path, f"it has {len(classes)} different values, so it is no mask", "give a label map")
     is_binary = is_picture(path) and classes[-1] == 255 and len(classes) == 2
@@ -352,7 +354,9 @@ def on_grid(path: PathLike, scan: Scan, target: Scan, grid: Grid = "resample", *
     if sizes == expected and np.allclose(scan.affine, target.affine, atol=0.01):
         return scan.array
     if grid == "refuse" or (scan.spatial_dims, target.spatial_dims) != (3, 3):
-        raise problem(path, f"its grid ({sizes}) is not that of the first image ({expected})", "resample it to that grid")
+        raise problem(
+            path, f"its grid ({sizes}) is not that of the first image ({expected})", "resample it to that grid"
+        )
     to_own = np.linalg.solve(scan.affine, target.affine)  # from indices of the target to those of the scan
     matrix, offset = to_own[:3, :3], to_own[:3, 3]
     corners = np.array([*itertools.product(*((0, size - 1) for size in target.array.shape[1:]))]) @ matrix.T + offset

@@ -219,11 +219,15 @@ def _read_series(scans: Mapping[str, Case]) -> dict[str, Place]:
 
 def with_channels(cases: Sequence[Case], names: Sequence[str] = ()) -> list[Case]:
     """The cases with the channels of 4D files as sequences; a few headers tell whether there are such files."""
-    files = [None if case.sequences or not isinstance(case.images["image"], Path) else case.first_file for case in cases]
+    files = [
+        None if case.sequences or not isinstance(case.images["image"], Path) else case.first_file for case in cases
+    ]
     images = [file for file in files if file and file.name.lower().endswith((".nii", ".nii.gz"))]
     if len(names) < 2 and not any(_num_channels(images[i]) > 1 for i in spread(len(images), _LOOKED_AT)):
         return list(cases)
-    return [case if file is None else _with_channels(case, file, names) for case, file in zip(cases, files, strict=True)]
+    return [
+        case if file is None else _with_channels(case, file, names) for case, file in zip(cases, files, strict=True)
+    ]
 
 
 def _with_channels(case: Case, file: Path, names: Sequence[str]) -> Case:
@@ -314,7 +318,9 @@ def choose_sequences(
     chosen, failures = [], []
     for case in cases:
         if lacking := [name for name in names if name not in case.sequences]:
-            failures.append(Failure(case.id, case.file, f"has no {lacking[0]}; add its file, or choose other sequences"))
+            failures.append(
+                Failure(case.id, case.file, f"has no {lacking[0]}; add its file, or choose other sequences")
+            )
             continue
         files = tuple(case.sequences[name] for name in names)
         chosen.append(replace(case, images={**case.images, key: files if len(files) > 1 else files[0]}))

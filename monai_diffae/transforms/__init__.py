@@ -5,7 +5,7 @@ from monai_diffae.lazy import attach
 MODULES = {
     **dict.fromkeys(("NativeSpace", "check_invertible"), "native"),
     "ReadScand": "reading",
-    **dict.fromkeys(("SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToSpacingd"), "preprocessing"),
+    **dict.fromkeys(("SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToRegiond", "ToSpacingd"), "preprocessing"),
     **dict.fromkeys(("ToScanSpaced", "WriteReconstructiond", "WriteScand", "write_native"), "writing"),
 }
 

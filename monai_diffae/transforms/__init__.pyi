@@ -3,6 +3,7 @@ from monai_diffae.transforms.native import check_invertible as check_invertible
 from monai_diffae.transforms.preprocessing import SmoothForSpacingd as SmoothForSpacingd
 from monai_diffae.transforms.preprocessing import ToModelRanged as ToModelRanged
 from monai_diffae.transforms.preprocessing import ToRASd as ToRASd
+from monai_diffae.transforms.preprocessing import ToRegiond as ToRegiond
 from monai_diffae.transforms.preprocessing import ToSpacingd as ToSpacingd
 from monai_diffae.transforms.reading import ReadScand as ReadScand
 from monai_diffae.transforms.writing import ToScanSpaced as ToScanSpaced

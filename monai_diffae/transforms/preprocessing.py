@@ -209,7 +209,9 @@ class ToRegiond(MapTransform, InvertibleTransform):
         for key in self.key_iterator(item) if mask is not None else ():
             image: MetaTensor = item[key]
             if not mask.any():
-                raise ScanError(f"{item.get('id', key)}: has no mask, or an empty one, for region {self.region}; omit it")
+                raise ScanError(
+                    f"{item.get('id', key)}: has no mask, or an empty one, for region {self.region}; omit it"
+                )
             if self.region == "masked":
                 lowest = image.amin(dim=tuple(range(1, image.ndim)), keepdim=True)
                 image = self.push_transform(torch.where(mask, image, lowest), extra_info={"mask": mask})

@@ -310,11 +310,12 @@ def _chosen(session: sessions.Session, choice: Choice, pool: Pool) -> cohort_spl
     """The cohort with the chosen cases: whole volumes if their slices are pooled."""
     cohort = replace(session.cohort, failures=[] if choice.cases else session.cohort.failures)
     if pool == "none":
-        return replace(cohort, cases=session.choose(choice))
+        return replace(cohort, cases=session.choose(choice)).with_mask_labels()
     volumes, _ = cohort_split.gather_slices(cohort.cases, [])
     scans = replace(cohort, cases=[cohort_split.whole_scan(slices[0]) for slices in volumes.values()])
-    chosen = replace(session, cohort=scans).choose(choice)
-    return replace(cohort, cases=[case for scan in chosen for case in volumes[scan.id]])
+    chosen = replace(scans, cases=replace(session, cohort=scans).choose(choice)).with_mask_labels()
+    slices = [replace(case, labels=scan.labels) for scan in chosen.cases for case in volumes[scan.id]]
+    return replace(cohort, cases=slices)
 
 
 def _failures_file(path: Path) -> Path:

@@ -18,7 +18,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.pages.report import PageRun, Topics, page_result
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Columns
+from monai_diffae.apps.settings import Columns, Sequences
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
@@ -44,6 +44,9 @@ class Hour:
     targets: Sequence[str] = ()
     """Label columns to predict; scans are edited along the first two that z_sem predicts; by default those that are
     found."""
+    sequences: Sequences = ()
+    """Sequences that become channels of the image, in this order, e.g. ``T1 FLAIR``; by default all of them, if every
+    case has them."""
     device: str | None = None
     """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
 
@@ -130,6 +133,8 @@ class FirstHour:
         cases = cohorts.read_cohort(self.table)
         page_data.check_targets(cases, self.hour.targets)
         request = {"cohort": cohort_fingerprint(cases), "minutes": self.hour.minutes}
+        if self.hour.sequences:
+            request["sequences"] = list(self.hour.sequences)
         self.record = self._read_record(request)
         if self.record:
             return
@@ -138,7 +143,7 @@ class FirstHour:
         are_few = listed.appearance.of_dims(3) and listed.listing.num_patients < _FEW_PATIENTS
         plan = self.steps.prepare(
             "Plan the training", "plan", cohort=self.table, minutes=self.hour.minutes, colour=colour,
-            device=self.hour.device, **(_SLICES if are_few else {}),
+            device=self.hour.device, sequences=self.hour.sequences, **(_SLICES if are_few else {}),
         ).plan  # fmt: skip
         is_known = are_patients_known(listed.listing.cases)
         patients = f" of {counted(listed.listing.num_patients, 'patient')}" if is_known else ""

@@ -5,6 +5,7 @@ import logging
 import math
 import tempfile
 import time
+from collections import UserList
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -316,8 +317,8 @@ def measure_speed(
     parser = Parser(copy.deepcopy(dict(config)))
     parser.update(
         {
-            "device": str(device), "seed": int(parser.get_parsed_content("seed")), "train#dataset#data": list(items),
-            "train#dataset#num_workers": 0,
+            "device": str(device), "seed": int(parser.get_parsed_content("seed")), "train#dataset#num_workers": 0,
+            "train#dataset#data": UserList(items),  # not a list, in whose texts MONAI replaces "#"
         }
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # not the training's own cache, in which latents would stay

@@ -91,8 +91,11 @@ def _list_series(folder: str, _changed: int) -> dict[str, Series]:
             groups.setdefault(_text(tags, "SeriesInstanceUID") or "", []).append((Path(entry.path), tags))
     return {
         uid: Series(
-            tuple(path for path, _ in group), _text(group[0][1], "Modality"), _patient(group[0][1]),
-            _text(group[0][1], "StudyInstanceUID"), _text(group[0][1], "SeriesDescription"),
+            tuple(path for path, _ in group),
+            _text(group[0][1], "Modality"),
+            _patient(group[0][1]),
+            _text(group[0][1], "StudyInstanceUID"),
+            _text(group[0][1], "SeriesDescription"),
         )
         for uid, group in sorted(groups.items())
     }

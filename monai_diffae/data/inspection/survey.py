@@ -48,11 +48,12 @@ def read_case(case: Case, headers: bool = False, *, is_complete: bool = True) ->
     """Read all files of a case, or their headers; without ``is_complete``, only log doubts, and find size and print."""
     content = item_hash(case.item()) if is_complete and not headers else ""
     try:
-        scans = [read_header(file) if headers else read_with_doubts(file) for file in case.files]
+        files = case.files if is_complete or headers else case.files[:1]
+        scans = [read_header(file) if headers else read_with_doubts(file) for file in files]
     except ScanError as error:
         return Reading(case, str(error), content=content)
     if not is_complete:
-        for file, scan in zip(case.files, scans, strict=True):
+        for file, scan in zip(files, scans, strict=True):
             apply_policy(file, scan.doubts)
     doubts, first = tuple(dict.fromkeys(doubt for scan in scans for doubt in scan.doubts)), scans[0]
     if isinstance(first, Header):
@@ -154,7 +155,7 @@ def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list
     failures = []
     for case in cases:
         try:
-            for images in case.images.values():
+            for images in (images for key, images in case.images.items() if key != "mask"):
                 for file in images if isinstance(images, tuple) else (images,):
                     check_channels(file, 1 if isinstance(images, tuple) else channels, colour)
         except ScanError as error:
