@@ -20,8 +20,7 @@ BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
 """A subject of BIDS in a path."""
 
 _UNREADABLE = (
-    ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".svs", ".mgz", ".mgh", ".mnc", ".mat", ".npy", ".npz", ".h5",
-    ".avi", ".mp4", ".zip", ".tar",
+    ".gif", ".webp", ".jp2", ".svs", ".mnc", ".mat", ".npy", ".npz", ".h5", ".avi", ".mp4", ".zip", ".tar",
 )  # fmt: skip
 
 
@@ -114,7 +113,9 @@ def _warn(error: OSError) -> None:
 
 # -- label maps --------------------------------------------------------------------------------------------------------
 
-_WORDS = "dseg|probseg|seg|segmentation|segmentations|mask|masks|label|labels|labelmap|gt|groundtruth"
+_WORDS = (
+    "dseg|probseg|seg|segmentation|segmentations|mask|masks|label|labels|labelmap|gt|groundtruth|aseg|wmparc|ribbon"
+)
 _FILE = re.compile(rf"(?:(?P<image>.*[^_. -])[_. -]+)?(?:{_WORDS})(?:[_-]?\d+)?", re.IGNORECASE)
 _FOLDERS = frozenset({*_WORDS.split("|"), "segs", "annotations", "ground_truth"})
 _IMAGE_FOLDER = re.compile(r"(?:image|img|scan|volume|picture)", re.IGNORECASE)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from monai_diffae.data.formats import dicom, itk, nifti, pictures
+from monai_diffae.data.formats import dicom, itk, nifti, pictures, tiff
 from monai_diffae.data.formats.scan import (
     CHANNEL,
     Doubt,
@@ -57,7 +57,7 @@ _HIGHEST_LABEL, _MOST_LABELS = 2**16 - 1, 256  # in a label map
 
 NonFinite = Literal["error"] | float
 
-_FORMATS = (nifti, dicom, itk, pictures)  # modules with SUFFIXES, read and read_header
+_FORMATS = (nifti, dicom, itk, pictures, tiff)  # modules with SUFFIXES, read and read_header
 
 SUFFIXES = tuple(suffix for each in _FORMATS for suffix in each.SUFFIXES)
 """The suffixes of files that can be read; DICOM files may also have none."""
@@ -86,7 +86,7 @@ class ScanNeeds:
 
 
 def read_scan(path: PathLike, needs: ScanNeeds = ScanNeeds()) -> Scan:
-    """Read one scan: NIfTI, NRRD, MHA, MHD, PNG, JPEG, a DICOM file or a folder with one DICOM series.
+    """Read one scan: NIfTI, MGZ, NRRD, MHA, MHD, PNG, JPEG, BMP, TIFF, a DICOM file or a folder with one series.
 
     Args:
         path: the file or folder; ``folder#series=UID`` names one of several series in a folder, and ``file#channel=0``
@@ -184,7 +184,7 @@ def read_shape(path: PathLike) -> tuple[int, ...]:
 
 
 def read_geometry(path: PathLike) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for PNG and JPEG)."""
+    """Read the size, as :func:`read_shape`, and the voxel spacing in mm along the same axes (1 for pictures)."""
     header = read_header(path)
     apply_policy(Path(path), header.doubts)
     return displayed_geometry(header.shape, header.affine)
@@ -207,8 +207,8 @@ def scan_suffix(path: PathLike) -> str:
 
 
 def is_picture(path: PathLike) -> bool:
-    """Whether a scan has a suffix of PNG or JPEG, which have no geometry."""
-    return scan_suffix(path) in pictures.SUFFIXES
+    """Whether a scan has a suffix of PNG, JPEG, BMP or TIFF, which have no geometry."""
+    return scan_suffix(path) in (*pictures.SUFFIXES, *tiff.SUFFIXES)
 
 
 def may_be_dicom(path: Path) -> bool:

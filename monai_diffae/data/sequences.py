@@ -6,14 +6,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from monai_diffae.data.cases import Case, spread
-from monai_diffae.data.formats import dicom
+from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.formats.scan import CHANNEL
 from monai_diffae.data.progress import Failure
 from monai_diffae.data.scans import may_be_dicom, read_header, read_scan
@@ -222,7 +222,7 @@ def with_channels(cases: Sequence[Case], names: Sequence[str] = ()) -> list[Case
     files = [
         None if case.sequences or not isinstance(case.images["image"], Path) else case.first_file for case in cases
     ]
-    images = [file for file in files if file and file.name.lower().endswith((".nii", ".nii.gz"))]
+    images = [file for file in files if file and file.name.lower().endswith(nifti.SUFFIXES)]
     if len(names) < 2 and not any(_num_channels(images[i]) > 1 for i in spread(len(images), _LOOKED_AT)):
         return list(cases)
     return [
@@ -239,7 +239,7 @@ def _with_channels(case: Case, file: Path, names: Sequence[str]) -> Case:
 
 def _num_channels(file: Path) -> int:
     with suppress(ScanError):
-        return (not CHANNEL in file.name and read_header(file).channels) or 1
+        return (CHANNEL not in file.name and read_header(file).channels) or 1
     return 1
 
 

@@ -185,7 +185,7 @@ def _uploaded(file: UploadFile) -> Iterator[str]:
     # MONAI Label would pass on a path in place of the id, as any client may
     suffix = scan_suffix(file.filename or "")
     if not suffix:
-        raise ConfigError("file: cannot be read; upload NIfTI, NRRD, MHA, PNG, JPEG or a DICOM file")
+        raise ConfigError("file: cannot be read; upload NIfTI, NRRD, MHA, PNG, JPEG, TIFF or a DICOM file")
     sessions = app_instance().sessions()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"scan{suffix}"

@@ -14,11 +14,20 @@ from monai.transforms import Compose, CopyItemsd, EnsureTyped, InvertibleTransfo
 from monai.transforms.utils import allow_missing_keys_mode, convert_applied_interp_mode
 from monai.utils import TraceKeys
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from monai_diffae.data.formats.scan import Voxels
-from monai_diffae.data.scans import AXES, Axis, Scan, flat_axis, insert_slices, is_picture, ras_shape, slice_volume
+from monai_diffae.data.scans import (
+    AXES,
+    Axis,
+    Scan,
+    flat_axis,
+    insert_slices,
+    is_picture,
+    ras_shape,
+    read_header,
+    slice_volume,
+)
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.policies import PathLike
 from monai_diffae.transforms.preprocessing import SmoothForSpacingd, ToModelRanged
@@ -45,7 +54,7 @@ class NativeSpace:
         image: MetaTensor float32 ``[C, *S]``, the model's input.
         images: all preprocessed images of the item by key, among them ``image``.
         scan: the case's scan (or slice), ``[C, *native S]`` in its own units, with its affine.
-        suffix: the suffix for files: ``.png`` for 8-bit PNG and JPEG with one or three channels, else ``.nii.gz``.
+        suffix: the suffix for files: ``.png`` for pictures of 8 bits with one or three channels, else ``.nii.gz``.
 
     Example:
         >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
@@ -184,11 +193,8 @@ class NativeSpace:
 
 
 def fits_png(file: PathLike, scan: Scan) -> bool:
-    """Whether a scan comes from a PNG or JPEG of 8 bits, so that PNG can hold images with its intensities."""
-    if not is_picture(file) or len(scan.array) not in (1, 3) or scan.array.max() > 255:
-        return False
-    with Image.open(file) as picture:
-        return not picture.mode.startswith("I")  # of 16 bits, however dark
+    """Whether a scan comes from a picture of 8 bits, so that PNG can hold images with its intensities."""
+    return len(scan.array) in (1, 3) and is_picture(file) and read_header(file).fits_png
 
 
 def _nearest(operation: dict[str, Any]) -> dict[str, Any]:

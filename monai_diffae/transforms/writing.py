@@ -86,7 +86,7 @@ def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
 
 
 def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
-    """Return ``.png`` for a grey or colour 2D image ``[C, *S]`` of a PNG or JPEG scan, else ``.nii.gz``."""
+    """Return ``.png`` for a grey or colour 2D image ``[C, *S]`` of a picture, else ``.nii.gz``."""
     return ".png" if is_picture(source) and len(shape) == 3 and shape[0] in (1, 3) else ".nii.gz"
 
 
@@ -279,9 +279,9 @@ class ToScanSpaced(MapTransform):
     """Brings a decoded image back to the space of its scan, as :meth:`NativeSpace.back` does.
 
     It is the ``postprocessing`` of a bundle, which an application like MONAI Label runs after the inferer. In MONAI's
-    layout, a volume is float32 ``[1, X, Y, Z]``, a picture (PNG or JPEG) ``[W, H]`` of uint8, or uint16 if the scan has
-    larger values, and any other 2D image float32 ``[1, H, W, 1]``. The size and affine are also set in the metadata of
-    the scan's image, from which MONAI Label takes them.
+    layout, a volume is float32 ``[1, X, Y, Z]``, a picture of whole numbers ``[W, H]`` of uint8, or uint16 if the scan
+    has larger values, and any other 2D image float32 ``[1, H, W, 1]``. The size and affine are also set in the metadata
+    of the scan's image, from which MONAI Label takes them.
 
     Args:
         keys: decoded images ``[1, *S]`` in the model's range, of an item with the preprocessed scan under ``image`` and
@@ -333,8 +333,8 @@ def _in_monai_layout(array: Voxels, scan: Scan, path: str) -> NDArray[Any]:
     """An image ``[1, *native S]`` in the layout and type that MONAI's writers expect."""
     if scan.spatial_dims == 3:
         return array
-    if not is_picture(path):
+    dtype = smallest_type(float(scan.array.min()), float(scan.array.max()), (np.uint8, np.uint16))
+    if not is_picture(path) or dtype is np.float32 or (scan.array % 1).any():
         return array[..., None]
-    dtype = np.uint8 if scan.array.max() <= 255 else np.uint16
     whole: NDArray[Any] = np.round(array[0]).clip(0, np.iinfo(dtype).max).astype(dtype)
     return np.ascontiguousarray(whole.T)

@@ -250,6 +250,7 @@ def test_other_folders_are_no_classes(folders):
         (["benign/benign (1)", "benign/benign (2)"], ["benign/benign (1)_mask", "benign/benign (2)_mask_1"]),
         (["patient001_frame01", "patient001_4d"], ["patient001_frame01_gt"]),
         (["case_1/imaging", "case_2/imaging"], ["case_1/segmentation", "case_2/segmentation"]),
+        (["mri/T1", "mri/brain"], ["mri/aseg", "mri/ribbon", "mri/wmparc"]),
         (["s0001/ct"], ["s0001/segmentations/liver", "s0001/segmentations/spleen"]),
         (["COVID/images/1", "Normal/images/1"], ["COVID/masks/1", "Normal/masks/1"]),
         (

@@ -41,7 +41,7 @@ def _save(path, array):
 
 def test_missing_empty_and_foreign_files(tmp_path):
     assert refusal(tmp_path / "no.nii.gz").startswith("no.nii.gz: there is no such file")
-    for suffix in (".nii", ".nii.gz", ".png", ".dcm", ".mha", ".nrrd", ".jpg", ".xyz"):
+    for suffix in (".nii", ".nii.gz", ".png", ".dcm", ".mha", ".nrrd", ".jpg", ".tif", ".bmp", ".mgz", ".xyz"):
         (tmp_path / f"e{suffix}").write_bytes(b"")
         assert "empty" in refusal(tmp_path / f"e{suffix}")
         (tmp_path / f"{'x' * 200}{suffix}").write_bytes(b"garbage " * 100)

@@ -38,10 +38,23 @@ FORMATS = {
     "a.nii": save_nifti, "a.nii.gz": save_nifti, "a.png": _picture, "a.jpg": _picture, "a.nrrd": _image,
     "packed.nrrd": _image, "a.mha": _image, "packed.mha": _image, "a.mhd": _image,
     "a.dcm": lambda path: make_plane(positions()[0]).save_as(path),
+    "a.tif": _picture, "pages.tif": _image, "a.bmp": _picture, "a.mgh": save_nifti, "a.mgz": save_nifti,
     "frames.dcm": lambda path: save_enhanced(path, positions()),
 }  # fmt: skip
-HASHED = ["a.nii", "a.nii.gz", "a.png", "a.nrrd", "packed.nrrd", "a.mha", "packed.mha", "a.dcm"]
-CHECKED = {"a.nii.gz", "a.png"}
+HASHED = [
+    "a.tif",
+    "pages.tif",
+    "a.mgz",
+    "a.nii",
+    "a.nii.gz",
+    "a.png",
+    "a.nrrd",
+    "packed.nrrd",
+    "a.mha",
+    "packed.mha",
+    "a.dcm",
+]
+CHECKED = {"a.nii.gz", "a.mgz", "a.png"}
 """Formats whose checksums cover the whole file: the reader itself refuses every flip that changes a voxel."""
 
 

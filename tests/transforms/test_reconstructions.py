@@ -3,6 +3,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
+import tifffile
 import torch
 from monai.transforms import Compose, ResizeWithPadOrCropd
 from PIL import Image
@@ -79,6 +80,9 @@ def test_a_picture_has_its_columns_first_and_whole_numbers(tmp_path, random, nam
     clipped = clipped.as_tensor().numpy()
     assert (clipped.min(), clipped.max()) == (0, 2**8 - 1 if dtype == torch.uint8 else 2**16 - 1)
     assert done["image"].meta["spatial_shape"].tolist() == [8, 6]
+    tifffile.imwrite(tmp_path / "c.tif", pixels / np.float32(300))
+    done = transforms.ToScanSpaced("pred", transform)(served(transform, tmp_path / "c.tif"))
+    assert done["pred"].dtype == torch.float32
 
 
 def test_one_slice_of_a_volume_can_be_served(tmp_path, random):

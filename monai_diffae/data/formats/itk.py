@@ -35,7 +35,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 def read(path: Path) -> scan.Scan:
     """Read a file: ``[C, X, Y, Z]``, or ``[C, H, W]`` in two dimensions."""
     reader = _open(path)
-    with _one_line_errors(path):
+    with one_line_errors(path):
         image = reader.Execute()
     return scan.Scan(to_array(path, image), to_affine(image))
 
@@ -62,7 +62,7 @@ def _open(path: Path, decompress: bool = True) -> sitk.ImageFileReader:
     scan.check_spacing(path, spacing_mm)  # ITK would take the absolute value
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _one_line_errors(path):
+    with one_line_errors(path):
         reader.ReadImageInformation()
     sizes = reader.GetSize()
     scan.check_budget(path, sizes, reader.GetNumberOfComponents())
@@ -75,7 +75,7 @@ def _open(path: Path, decompress: bool = True) -> sitk.ImageFileReader:
 
 
 @contextlib.contextmanager
-def _one_line_errors(path: Path) -> Iterator[None]:
+def one_line_errors(path: Path) -> Iterator[None]:
     """Raise an error of ITK, whose own text has many lines and names of folders, as one line."""
     try:
         with silent_stderr():

@@ -1,4 +1,4 @@
-"""Read NIfTI-1 and NIfTI-2, in one file or as a .hdr/.img pair, plain or gzipped.
+"""Read NIfTI-1 and NIfTI-2, in one file or as a .hdr/.img pair, and FreeSurfer's MGH; plain or gzipped.
 
 Files are read to their end, because only there gzip compares its checksum and notices a flipped bit or a missing end.
 (nibabel stops at the last voxel and accepts 9 of 10 such files.)
@@ -14,12 +14,14 @@ from typing import BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.freesurfer import mghformat
 
 from monai_diffae.data.fingerprints import voxel_file
 from monai_diffae.data.formats import scan
 from monai_diffae.errors import problem
 
-SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr")
+_FREESURFER = (".mgz", ".mgh")
+SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", *_FREESURFER)
 """A pair is read by its .hdr file."""
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
@@ -101,6 +103,8 @@ def _open(path: Path) -> Iterator[BinaryIO]:
 
 
 def _layout(path: Path, stream: BinaryIO, channel: int | None) -> _Layout:
+    if path.name.lower().endswith(_FREESURFER):
+        return _freesurfer_layout(path, stream, channel)
     header, has_extensions = _header(path, stream)
     shape, affine = _geometry(path, header, channel)
     declared, after_header = int(header.get_data_offset()), int(header["sizeof_hdr"]) + 4
@@ -109,6 +113,20 @@ def _layout(path: Path, stream: BinaryIO, channel: int | None) -> _Layout:
     if not 0 <= start <= after_header + _SLACK or (has_extensions and not is_pair and declared < after_header):
         raise problem(path, f"its header says that the voxels begin at byte {declared}", "export it again")
     return _Layout(header, shape, affine, start, tuple(_doubts(header, affine)))
+
+
+def _freesurfer_layout(path: Path, stream: BinaryIO, channel: int | None) -> _Layout:
+    """The layout of an MGH file, whose header becomes one of NIfTI."""
+    raw = stream.read(284)
+    if raw[:4] != b"\0\0\0\1" or raw[8:16] == raw[:4] * 2:  # of size N x 1 x 1, as surfaces are
+        raise problem(path, f"this is not a FreeSurfer volume{_guess_type(raw)}", "download or export it again")
+    volume = mghformat.MGHHeader(raw)
+    header = nib.Nifti1Header.from_header(volume).as_byteswapped(">")
+    header.set_sform(volume.get_affine(), "scanner")
+    header.set_xyzt_units("mm")
+    wrong = "it has no orientation (goodRASFlag is 0)"
+    doubt = scan.Doubt("orientation", wrong, "coronal slices of 1 mm are assumed", "set it from the original scan")
+    return _Layout(header, *_geometry(path, header, channel), len(raw), () if raw[29] else (doubt,))
 
 
 def _header(path: Path, stream: BinaryIO) -> tuple[nib.Nifti1Header, bool]:

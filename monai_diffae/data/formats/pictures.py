@@ -1,23 +1,30 @@
-"""Read PNG and JPEG."""
+"""Read PNG, JPEG and BMP."""
 
 import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from monai_diffae.data.formats.scan import Header, Scan, check_budget, check_packed
 from monai_diffae.errors import problem
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 
 _PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "La": "LA"}
 
 
 def read(path: Path) -> Scan:
     """Read a picture ``[C, H, W]`` in the file's own values, rotated upright, without an opaque alpha channel."""
-    image = _open(path)
+    values = to_array(path, _open(path))
+    return Scan(np.moveaxis(values, -1, 0).astype(np.float32, order="C"), np.eye(4))
+
+
+def to_array(path: Path, image: Image.Image) -> NDArray[Any]:
+    """The values ``[H, W, C]`` of a picture, rotated upright, without an opaque alpha channel."""
     try:
         if image.format == "PNG":  # load() does not compare the checksum of the last rows
             _open(path).verify()
@@ -31,7 +38,7 @@ def read(path: Path) -> Scan:
         if array[..., -1].min() < 255:
             raise problem(path, "the picture is partly transparent", "save it without an alpha channel")
         array = array[..., :-1]
-    return Scan(np.moveaxis(array, -1, 0).astype(np.float32, order="C"), np.eye(4))
+    return array
 
 
 def read_header(path: Path) -> Header:
@@ -41,20 +48,27 @@ def read_header(path: Path) -> Header:
     is_rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # these EXIF orientations exchange rows and columns
     plain = _PLAIN.get(image.mode, image.mode)
     bands = None if plain in ("LA", "RGBA") else len(Image.new(plain, (1, 1)).getbands())
-    return Header((width, height) if is_rotated else (height, width), np.eye(4), channels=bands)
+    shape = (width, height) if is_rotated else (height, width)
+    return Header(shape, np.eye(4), channels=bands, fits_png=not image.mode.startswith("I"))
+
+
+def open_image(path: Path, *formats: str) -> Image.Image:
+    """Open a file that has one of these formats."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large images and damaged tags; check_budget has its own limit
+            return Image.open(path, formats=formats)
+    except UnidentifiedImageError as error:  # its text has the folder
+        wrong, todo = f"this is not a readable {'/'.join(formats)}", "export it again, with 8 or 16 bits per value"
+        raise problem(path, wrong, todo) from error
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_budget has its own limit
-            image = Image.open(path, formats=("PNG", "JPEG"))
-    except UnidentifiedImageError as error:  # its text has the folder
-        raise problem(path, "this is not a readable PNG or JPEG", "export it again") from error
+    image = open_image(path, "PNG", "JPEG", "BMP")
     _check_depth(path, image)
     check_budget(path, image.size, len(image.getbands()))
     num_values = math.prod(image.size) * len(image.getbands())
-    has_bits = image.format == "PNG" and image.mode in ("1", "L", "P")  # a byte may hold eight pixels of one bit
+    has_bits = image.format != "JPEG" and image.mode in ("1", "L", "P")  # a byte may hold eight pixels of one bit
     check_packed(path, num_values // 8 if has_bits else num_values, path.stat().st_size)
     if getattr(image, "n_frames", 1) > 1:
         raise problem(path, f"it contains {image.n_frames} pictures", "save each as a file of its own")  # type: ignore[attr-defined]

@@ -58,8 +58,8 @@ class Scan:
     #: float32 ``[C, *S]``. Volumes have the file's own voxel order ``[C, X, Y, Z]``; pictures and single slices are
     #: ``[C, H, W]`` with rows from top to bottom, as displayed
     array: Voxels
-    #: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity for PNG and
-    #: JPEG, which have no geometry
+    #: 4x4 float64, from the indices of ``S`` (a picture's third index is 0) to mm, RAS+. It is the identity for
+    #: pictures (PNG, JPEG, BMP, TIFF of one page), which have no geometry
     affine: Floats
     modality: str | None = None  #: DICOM's modality, such as ``"CT"``, ``"MR"``, ``"DX"``; None for other formats
     #: the header of a NIfTI volume, with which :func:`~monai_diffae.data.scans.write_scan` writes a file with the same
@@ -75,7 +75,7 @@ class Scan:
 
     @property
     def lacks_geometry(self) -> bool:
-        """Whether the place and size in mm are not known, as for PNG and JPEG."""
+        """Whether the place and size in mm are not known, as for pictures."""
         return self.spatial_dims == 2 and np.array_equal(self.affine, np.eye(4))
 
     @property
@@ -98,6 +98,7 @@ class Header:
     affine: Floats
     doubts: tuple[Doubt, ...] = ()
     channels: int | None = 1  # of the file: three may be a grey picture stored as RGB; None if only its pixels tell
+    fits_png: bool = False  # whether it is a picture of 8 bits, so that PNG can hold images with its intensities
 
 
 def split_channel(path: PathLike) -> tuple[Path, int | None]:

@@ -89,7 +89,7 @@ class Survey:
 
     @property
     def has_mm(self) -> bool:
-        """Whether the spacings are known: PNG and JPEG have none, and are read as 1."""
+        """Whether the spacings are known: pictures have none, and are read as 1."""
         return self.spatial_dims == 3 or bool((self.spacings_mm != 1).any())
 
     @property

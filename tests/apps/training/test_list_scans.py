@@ -19,18 +19,18 @@ from monai_diffae.transforms.reading import ReadScand
 
 
 def test_a_folder_becomes_a_table(tmp_path):
-    for name in ("benign/a.png", "benign/b.png", "malignant/c.png", "malignant/d.png", "malignant/e.tif"):
+    for name in ("benign/a.png", "benign/b.png", "malignant/c.png", "malignant/d.png", "malignant/e.gif"):
         (tmp_path / "us" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "us" / name).write_bytes(b"...")
     result = list_scans(tmp_path / "us", tmp_path / "scans.csv")
     assert list(result.lines()) == [
         "us: 4 scans (4 .png)",
         "patients: not known, so each scan counts as a patient (--patient-pattern finds them in the paths)",
-        "files that cannot be read are left out: 1 .tif; convert them to .nii.gz or .png",
+        "files that cannot be read are left out: 1 .gif; convert them to .nii.gz or .png",
         "the folders benign, malignant are classes: column label (--no-labels-from-folders omits it)",
         "column label: 2 benign, 2 malignant",
-        "4 cannot be read (label: 2 of 2 benign, 2 of 2 malignant), the first: a.png: this is not a readable PNG or "
-        "JPEG; export it again",
+        "4 cannot be read (label: 2 of 2 benign, 2 of 2 malignant), the first: a.png: this is not a readable "
+        "PNG/JPEG/BMP; export it again, with 8 or 16 bits per value",
         str(tmp_path / "scans.csv"),
         f"next: monai-diffae plan {tmp_path / 'scans.csv'}",
     ]
