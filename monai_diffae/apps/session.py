@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 _UNLIKE, _MANY = 3.0, 0.25  # a deviation above those of 99 % of the scans that a model knows; a share of the cases
 _LOOKED_AT, _LEAST_SHARE = 9, 0.3  # scans whose headers are read; of a scan that is seen, of an image that is filled
 _COHORT_KEYS = (
-    "spatial_dims", "columns", "image_keys", "sequences", "encoder_sequences", "region", "patient_pattern", "val_fraction", "test_fraction", "seed",
-    "slice_axis", "slice_range", "slice_step",
+    "spatial_dims", "columns", "image_keys", "sequences", "encoder_sequences", "region", "patient_pattern",
+    "val_fraction", "test_fraction", "seed", "slice_axis", "slice_range", "slice_step",
 )  # fmt: skip
 
 

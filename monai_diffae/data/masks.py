@@ -81,10 +81,10 @@ def _sizes(case: Case, axis: Axis) -> tuple[str, dict[int, float]] | None:
         return None
     if case.slice_index is not None and mask.spatial_dims == 3:
         mask = slice_volume(mask, axis, case.slice_index)
-    unit, size = {3: ("ml", 1000), 2: ("cm2", 100)}[mask.spatial_dims]
+    unit, voxels = {3: ("ml", 1000), 2: ("cm2", 100)}[mask.spatial_dims]
     if mask.lacks_geometry:
-        unit, size = "share", mask.array.size
-    size = float(np.prod(mask.spacing_mm)) / size
+        unit, voxels = "share", mask.array.size
+    size = float(np.prod(mask.spacing_mm)) / voxels
     classes, counts = np.unique(mask.array[mask.array > 0].astype(int), return_counts=True)
     sizes = dict(zip(classes.tolist(), (counts * size).tolist(), strict=True))
     return unit, {_ALL: sum(sizes.values()), **sizes}

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,7 +71,8 @@ def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, 
             stem, sequence = places.get(name, (name, ""))
             sequence = channels[int(sequence)] if sequence.isdecimal() and int(sequence) < len(channels) else sequence
             files[stem][spellings.setdefault(sequence.casefold(), sequence)].append(name)
-    cases, notes = {}, []
+    cases: dict[str, Case] = {}
+    notes = []
     for stem, by_sequence in files.items():
         if len(by_sequence) > _MOST_NAMES:  # frames of one patient
             names = [name for each in by_sequence.values() for name in each]
@@ -79,14 +81,15 @@ def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, 
         for sequence, (first, *others) in by_sequence.items():
             if others:
                 notes.append(f"{first} and {others[0]} are both {sequence} of {stem}, so neither is used; remove one")
-        first = scans[next(iter(by_sequence.values()))[0]]
+        scan = scans[next(iter(by_sequence.values()))[0]]
         paths = {each: scans[names[0]].first_file for each, names in by_sequence.items() if len(names) == 1}
         if "" in paths:
-            cases[stem] = first
+            cases[stem] = scan
         elif paths:
-            cases[stem] = with_sequences(replace(first, id=root.name if stem == "." else stem), paths)
+            cases[stem] = with_sequences(replace(scan, id=root.name if stem == "." else stem), paths)
     cases = dict(zip(cases, with_channels([*cases.values()], channels), strict=True))
-    owners = _owners(masks, {stem: {stem, *sum(files[stem].values(), [])} for stem in cases})
+    names_of = {stem: {stem, *chain.from_iterable(files[stem].values())} for stem in cases}
+    owners = _owners(masks, names_of)
     chosen = {stem: min(names, key=lambda name: _mask_rank(name, cases[stem])) for stem, names in owners.items()}
     cases |= {stem: replace(cases[stem], mask=masks[name]) for stem, name in chosen.items()}
     return Grouping([*cases.values()], [name for name in masks if name not in chosen.values()], notes)
@@ -100,7 +103,7 @@ def with_sequences(case: Case, files: Mapping[str, Path]) -> Case:
 
 
 def _channel_names(root: Path) -> list[str]:
-    """The names of channels in the ``dataset.json`` of nnU-Net or the Medical Segmentation Decathlon, if it is there."""
+    """The names of channels in the ``dataset.json`` of nnU-Net or the Medical Segmentation Decathlon, if any."""
     for folder in (root, root.parent):
         with suppress(OSError, ValueError, AttributeError):
             return channel_names(json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
@@ -250,9 +253,8 @@ def _owners(masks: Mapping[str, Path], names: Mapping[str, set[str]]) -> dict[st
         for file in files:
             path = PurePosixPath(file)
             subject = _BIDS.fullmatch(file)
-            keys = {path.name, str(path), *([f"bids:{subject[1]}"] if subject else ())}
-            keys |= {f"in:{path.parent}"} if len(files) > 1 and stem == str(path.parent) else set()
-            for key in keys:
+            of_folder = [f"in:{path.parent}"] if stem == str(path.parent) else []
+            for key in {path.name, str(path), *([f"bids:{subject[1]}"] if subject else ()), *of_folder}:
                 by_key[key].add(stem)
     owners: dict[str, list[str]] = defaultdict(list)
     for mask in masks:
@@ -260,13 +262,12 @@ def _owners(masks: Mapping[str, Path], names: Mapping[str, set[str]]) -> dict[st
         parts = [path.name, *(path.name[: m.start()] for m in reversed([*re.finditer(r"[_. -]+", path.name)]))]
         image_folder = PurePosixPath(*(part.replace("labels", "images") for part in path.parent.parts))
         subject = _BIDS.fullmatch(mask)
-        keys = [
+        candidates = [
             f"in:{path.parent}", *(str(folder / part) for part in parts for folder in (path.parent, image_folder)),
             *parts, *([f"bids:{subject[1]}"] if subject else ()),
         ]  # fmt: skip
-        stem = next((next(iter(by_key[key])) for key in keys if len(by_key.get(key, ())) == 1), None)
-        if stem is not None:
-            owners[stem].append(mask)
+        if key := next((key for key in candidates if len(by_key.get(key, ())) == 1), None):
+            owners[min(by_key[key])].append(mask)
     return owners
 
 

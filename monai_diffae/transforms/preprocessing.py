@@ -205,19 +205,20 @@ class ToRegiond(MapTransform, InvertibleTransform):
     def __call__(self, data: Item) -> Item:
         """Replace each image by its region."""
         item = dict(data)
-        mask = torch.as_tensor(item.pop("mask", torch.empty(0))).amax(dim=0) > 0 if self.region != "whole" else None
-        for key in self.key_iterator(item) if mask is not None else ():
+        if self.region == "whole":
+            return item
+        mask = torch.as_tensor(item.pop("mask", torch.zeros(1, 1))).amax(dim=0) > 0
+        if not mask.any():
+            wrong = f"has no mask, or an empty one, for region {self.region}"
+            raise ScanError(f"{item.get('id', 'image')}: {wrong}; omit this case")
+        places = [torch.nonzero(mask.movedim(axis, 0).flatten(1).any(1))[:, 0].tolist() for axis in range(mask.ndim)]
+        for key in self.key_iterator(item):
             image: MetaTensor = item[key]
-            if not mask.any():
-                raise ScanError(
-                    f"{item.get('id', key)}: has no mask, or an empty one, for region {self.region}; omit it"
-                )
             if self.region == "masked":
                 lowest = image.amin(dim=tuple(range(1, image.ndim)), keepdim=True)
                 image = self.push_transform(torch.where(mask, image, lowest), extra_info={"mask": mask})
             margins = [math.ceil(self.margin_mm / float(mm)) for mm in image.pixdim]
-            places = [torch.nonzero(mask.movedim(axis, 0).flatten(1).any(1))[:, 0] for axis in range(mask.ndim)]
-            box = [slice(max(0, int(p[0]) - m), int(p[-1]) + m + 1) for p, m in zip(places, margins, strict=True)]
+            box = [slice(max(0, p[0] - m), p[-1] + m + 1) for p, m in zip(places, margins, strict=True)]
             item[key] = self._crop(image, tuple(box))
         return item
 

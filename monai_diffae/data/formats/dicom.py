@@ -110,7 +110,7 @@ def series_path(path: Path) -> Path:
 
 
 def find_series(path: Path) -> Series | None:
-    """The series at a path of one, such as ``ct#series=1.2.3``; None if there is none, or the path is that of a file."""
+    """The series at a path of one, such as ``ct#series=1.2.3``; None for others, and for files."""
     folder, uid = split_series(path)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises if the name is too long
         return None
