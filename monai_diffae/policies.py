@@ -24,7 +24,7 @@ Colour = Literal["refuse", "grey", "rgb"]
 Uneven = Literal["resample", "refuse"]
 """What to do with DICOM series whose slices are unevenly spaced: resample them by their positions, or refuse them."""
 
-Grid = Literal["resample", "refuse"]
+OtherGrids = Literal["resample", "refuse"]
 """What to do with sequences and masks on another grid than the first sequence: resample them to it, or refuse them."""
 
 Region = Literal["whole", "box", "masked"]

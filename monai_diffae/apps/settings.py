@@ -70,11 +70,6 @@ def colour_values(colour: Colour | None) -> dict[str, Any]:
     return {"colour": colour, **({} if colour == "refuse" else {"in_channels": {"grey": 1, "rgb": 3}[colour]})}
 
 
-def sequence_values(sequences: Sequence[str]) -> dict[str, Any]:
-    """The values of a configuration that train on these sequences."""
-    return {"sequences": list(sequences), "in_channels": len(sequences)} if sequences else {}
-
-
 NONE_GIVEN: Mapping[str, Any] = {}
 """The default of columns and overrides that are arguments of a function; every call gets a copy."""
 

@@ -17,7 +17,7 @@ from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
 from monai_diffae.lazy import parsing, torch
-from monai_diffae.policies import Colour, Doubtful, Grid, OnBadScan, Region, Uneven
+from monai_diffae.policies import Colour, Doubtful, OnBadScan, OtherGrids, Region, Uneven
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
@@ -185,6 +185,19 @@ def _is_number(value: Any) -> bool:
     return is_number and abs(value) <= sys.float_info.max  # whole numbers of a configuration can be larger
 
 
+def sequence_values(sequences: Sequence[str], encoder_sequences: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a configuration that train on these sequences, and an encoder that sees its own ones."""
+    values: dict[str, Any] = {"sequences": list(sequences), "in_channels": len(sequences)} if sequences else {}
+    if encoder_sequences:
+        channels = [len(sequences) or 1, len(encoder_sequences)]
+        values |= {
+            "encoder_sequences": list(encoder_sequences), "image_keys": ["image", "encoder_image"],
+            "encoder_key": "encoder_image", "network_def#encoder#in_channels": channels[1],
+            "preprocessing#transforms#0#channels": channels,
+        }  # fmt: skip
+    return values
+
+
 RULES: dict[str, _Rule] = {
     **dict.fromkeys(("overwrite", "fine_tune", "mlflow", "channels_last", "check_memory", "cache_latents"),
                     _Rule(lambda value: isinstance(value, bool), "True or False")),
@@ -206,7 +219,7 @@ RULES: dict[str, _Rule] = {
     **dict.fromkeys(("ema_decay", "val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
     "spatial_dims": _one_of(2, 3),
     **dict.fromkeys(("sequences", "encoder_sequences"), _list(lambda value: isinstance(value, str), "sequences")),
-    "grid": _one_of(*get_args(Grid)),
+    "other_grids": _one_of(*get_args(OtherGrids)),
     "region": _one_of(*get_args(Region)),
     "image_keys": _list(lambda value: isinstance(value, str), "names"),
     "probe_targets": _list(lambda value: isinstance(value, str), "labels"),

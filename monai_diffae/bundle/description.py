@@ -41,6 +41,7 @@ _OF_THE_RUN = {
 }  # fmt: skip
 _OWN_FIRST_STAGE = "$@bundle_root + '/models/model.safetensors'"
 _NOTE = "_desc_"  # of MONAI's configurations: free text
+_IDLE: dict[str, Any] = {"sequences": [], "encoder_sequences": [], "region": "whole", "other_grids": "resample"}
 _ABSENT = object()
 _WIDTH = 110  # columns
 
@@ -51,7 +52,28 @@ def describe(parser: ConfigParser, roots: tuple[str, ...] = MODEL_ROOTS) -> dict
     described = {key: evaluated(parser, value, key) for key, value in config.items() if key not in _NOT_DESCRIBED}
     used = tuple(name for text in strings(config) if text.startswith("$") for name in references(text))
     frozen = sorted(model_config(parser.get(), used).keys() & described.keys())
+    described = _without_idle_parts(described)
     return {**described, **({"frozen": frozen} if frozen else {})}
+
+
+def _without_idle_parts(described: dict[str, Any]) -> dict[str, Any]:
+    """A description without keys and transforms that do nothing, as models of earlier versions have it."""
+    idle = {key for key, value in _IDLE.items() if described.get(key, value) == value}
+    if "region" in idle:
+        idle.add("region_margin_mm")
+    transforms = [
+        {name: value for name, value in each.items() if str(value).lstrip("@") not in idle}
+        for each in described.get("preprocessing", {}).get("transforms", ())
+        if not ("region" in idle and _is_region(each))
+    ]
+    described = {key: value for key, value in described.items() if key not in idle}
+    if transforms:
+        described["preprocessing"] = {**described["preprocessing"], "transforms": transforms}
+    return described
+
+
+def _is_region(transform: Mapping[str, Any]) -> bool:
+    return str(transform.get("_target_")).endswith(".ToRegiond")
 
 
 def describe_training(parser: ConfigParser) -> dict[str, Any]:
@@ -181,6 +203,9 @@ def write_config(path: Path, content: Mapping[str, Any]) -> None:
 def _fill_in(content: dict[str, Any], description: Mapping[str, Any], folder: Path) -> None:
     """Set the values of a training's configuration to those of a description."""
     model = {key: value for key, value in description.items() if key not in _NOT_DESCRIBED | _OF_THE_RUN | {"frozen"}}
+    transforms = content.get("preprocessing", {}).get("transforms", [])
+    region = next((number for number, each in enumerate(transforms) if _is_region(each)), None)
+    idle = [] if region is None or "region" in model else [(region, transforms.pop(region))]  # the model lacks it
     for key in model.keys() & content.keys():
         if _is_plain(model[key]) and not is_formula(content[key]):
             content[key] = model[key]
@@ -193,6 +218,8 @@ def _fill_in(content: dict[str, Any], description: Mapping[str, Any], folder: Pa
         key = id.partition("#")[0]
         is_whole = is_formula(content[key])  # it gives a list of lists
         _set_known(content, key if is_whole else id, model[key] if is_whole else value)
+    for place, transform in idle:
+        content["preprocessing"]["transforms"].insert(place, transform)
     for id, value in description.get("recipe", {}).items():
         if SEPARATOR.split(id)[0] in _RECIPE:
             with suppress(KeyError, IndexError, TypeError, ValueError):  # of another version of the recipe

@@ -129,8 +129,8 @@ class TrainedBundle:
 
         Args:
             image: a path; a list of paths, the channels of one image; an array ``[C, *S]``; a MetaTensor, which brings
-                its affine; or a mapping from image keys to one of these, for bundles with several images. A 2D image
-                has rows first. A volume in a 2D bundle is opened as all slices that the bundle's ``slice_range`` and
+                its affine; or a mapping from the names of sequences, or image keys, to one of these, with ``mask`` for
+                bundles that see a region. A 2D image has rows first. A volume in a 2D bundle is opened as all slices that the bundle's ``slice_range`` and
                 ``slice_step`` select.
             slice: for a volume in a 2D bundle: this slice only, counted from 0 at the inferior (axial), posterior
                 (coronal) or left (sagittal) end, not along the file.
@@ -167,7 +167,9 @@ class ModelCase(CaseSpace):
     ) -> None:
         images = dict(image) if isinstance(image, Mapping) else {"image": image}
         keys, config = trained.image_keys, trained.config
-        if set(images) != set(keys):
+        if "image" not in images:
+            images = _named_images(images, config)
+        if set(images) - {"mask"} != set(keys):
             given, needed = (", ".join(sorted(names)) or "none" for names in (images, keys))
             raise ConfigError(f"image: the bundle takes the images {needed}, but got {given}; give a mapping of them")
         self.trained = trained
@@ -301,6 +303,15 @@ class ModelCase(CaseSpace):
         batch_size = images_at_once(self.trained.image_shape[1:])
         given = {} if steps is None else {"steps": steps, "invert_steps": None}
         return self.trained.inferer.replace(batch_size=batch_size, **given)
+
+
+def _named_images(images: Mapping[str, CaseImage], config: Mapping[str, Any]) -> dict[str, CaseImage]:
+    """Images by the names of the bundle's sequences as the images that it takes, with the mask."""
+    sequences = {"image": config.get("sequences", []), "encoder_image": config.get("encoder_sequences", [])}
+    if missing := [name for names in sequences.values() for name in names if name not in images]:
+        raise ConfigError(f"image: the bundle takes the sequence {missing[0]}, which is not given; add it")
+    named = {key: [images[name] for name in names] for key, names in sequences.items() if names}
+    return {**named, **({"mask": images["mask"]} if "mask" in images else {})} or dict(images)
 
 
 def _name(image: CaseImage) -> str:

@@ -20,7 +20,14 @@ from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.utils import module as monai_module
 from torch import nn
 
-from monai_diffae.bundle.config import MODEL_ROOTS, check_config_of_run, check_required_values, is_formula, model_config
+from monai_diffae.bundle.config import (
+    MODEL_ROOTS,
+    check_config_of_run,
+    check_required_values,
+    is_formula,
+    model_config,
+    sequence_values,
+)
 from monai_diffae.bundle.description import describe, describe_training, versions, write_values
 from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
@@ -88,8 +95,7 @@ def check_run(file: str = TRAIN) -> None:
         _drop_repetition(parser.get(id), id)
     if file == TRAIN:
         _use_given_images(parser)
-        if sequences := parser.get("sequences"):
-            parser["in_channels"] = len(sequences)
+        parser.update(sequence_values(parser.get("sequences", []), parser.get("encoder_sequences", [])))
     check_config_of_run(parser.get())
 
 

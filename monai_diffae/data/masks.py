@@ -14,7 +14,7 @@ from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.progress import track
 from monai_diffae.data.scans import Axis, Scan, flattened, on_grid, read_header, read_labels, slice_volume
 from monai_diffae.errors import ScanError
-from monai_diffae.policies import Grid, PathLike
+from monai_diffae.policies import OtherGrids, PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -22,20 +22,20 @@ _MOST_CLASSES = 32  # that get labels of their own
 _ALL = 0  # stands for all classes together
 
 
-def read_mask(path: PathLike, image: PathLike, grid: Grid = "resample") -> Scan:
+def read_mask(path: PathLike, image: PathLike, other_grids: OtherGrids = "resample") -> Scan:
     """Read the mask of an image ``[1, *S]`` on the image's grid, by the nearest label.
 
     Raises:
-        ScanError: it is no label map, lies outside of the image, or has another grid and ``grid`` is ``refuse``.
+        ScanError: it is no label map, lies outside of the image, or has another grid and ``other_grids`` is ``refuse``.
     """
-    return _read_mask(Path(path), Path(image), grid, file_state([path, image]))
+    return _read_mask(Path(path), Path(image), other_grids, file_state([path, image]))
 
 
 @lru_cache(maxsize=1)  # slices of a volume follow each other
-def _read_mask(path: Path, image: Path, grid: Grid, _state: str) -> Scan:
+def _read_mask(path: Path, image: Path, other_grids: OtherGrids, _state: str) -> Scan:
     header = read_header(image)
     scan = flattened(Scan(np.broadcast_to(np.float32(0), (1, *header.shape)), header.affine))
-    return replace(scan, array=on_grid(path, read_labels(path), scan, grid, nearest=True))
+    return replace(scan, array=on_grid(path, read_labels(path), scan, other_grids, nearest=True))
 
 
 def with_mask_labels(cases: Sequence[Case], axis: Axis = "axial") -> list[Case]:

@@ -35,7 +35,7 @@ from monai_diffae.data.formats.scan import (
 )
 from monai_diffae.data.scan_writing import write_scan
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, problem
-from monai_diffae.policies import Colour, Doubtful, Grid, PathLike, Uneven, check_choice
+from monai_diffae.policies import Colour, Doubtful, OtherGrids, PathLike, Uneven, check_choice
 
 __all__ = [
     "SUFFIXES",
@@ -344,19 +344,20 @@ def _fit_values(path: Path, array: Voxels, nonfinite: NonFinite) -> Voxels:
 # -- other grids -------------------------------------------------------------------------------------------------------
 
 
-def on_grid(path: PathLike, scan: Scan, target: Scan, grid: Grid = "resample", *, nearest: bool = False) -> Voxels:
+def on_grid(
+    path: PathLike, scan: Scan, target: Scan, other_grids: OtherGrids = "resample", *, nearest: bool = False
+) -> Voxels:
     """The values ``[C, *S]`` of a volume on the grid of another one, linearly or the nearest; its lowest value outside.
 
     Raises:
-        ScanError: the volumes do not overlap, the images are 2D, or ``grid`` is ``refuse``.
+        ScanError: the volumes do not overlap, the images are 2D, or ``other_grids`` is ``refuse``.
     """
     sizes, expected = (" x ".join(map(str, each.array.shape[1:])) for each in (scan, target))
     if sizes == expected and np.allclose(scan.affine, target.affine, atol=0.01):
         return scan.array
-    if grid == "refuse" or (scan.spatial_dims, target.spatial_dims) != (3, 3):
-        raise problem(
-            path, f"its grid ({sizes}) is not that of the first image ({expected})", "resample it to that grid"
-        )
+    if other_grids == "refuse" or (scan.spatial_dims, target.spatial_dims) != (3, 3):
+        wrong = f"its size or position is not that of the first image ({sizes}, {expected})"
+        raise problem(path, wrong, "resample it to that grid")
     to_own = np.linalg.solve(scan.affine, target.affine)  # from indices of the target to those of the scan
     matrix, offset = to_own[:3, :3], to_own[:3, 3]
     corners = np.array([*itertools.product(*((0, size - 1) for size in target.array.shape[1:]))]) @ matrix.T + offset

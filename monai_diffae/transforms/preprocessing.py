@@ -191,7 +191,8 @@ class ToRegiond(MapTransform, InvertibleTransform):
         ScanError: the item has no mask, or an empty one.
 
     Example:
-        >>> item = {"image": MetaTensor(torch.arange(5.0)[None, None]), "mask": torch.tensor([[[0, 0, 0, 1, 1]]])}
+        >>> image, mask = (MetaTensor(torch.tensor([[row]])) for row in ([0.0, 1, 2, 3, 4], [0.0, 0, 0, 1, 1]))
+        >>> item = {"image": image, "mask": mask}
         >>> ToRegiond("image", "box", margin_mm=1)(item)["image"].tolist()
         [[[2.0, 3.0, 4.0]]]
     """
@@ -201,19 +202,26 @@ class ToRegiond(MapTransform, InvertibleTransform):
         check_choice("region", region, Region)
         self.region, self.margin_mm = region, margin_mm
         self._crop = Crop()
+        self._to_image = SpatialResample(mode="nearest", padding_mode="zeros")
 
     def __call__(self, data: Item) -> Item:
         """Replace each image by its region."""
         item = dict(data)
         if self.region == "whole":
             return item
-        mask = torch.as_tensor(item.pop("mask", torch.zeros(1, 1))).amax(dim=0) > 0
-        if not mask.any():
-            wrong = f"has no mask, or an empty one, for region {self.region}"
-            raise ScanError(f"{item.get('id', 'image')}: {wrong}; omit this case")
-        places = [torch.nonzero(mask.movedim(axis, 0).flatten(1).any(1))[:, 0].tolist() for axis in range(mask.ndim)]
+        labels = item.pop("mask", None)
         for key in self.key_iterator(item):
             image: MetaTensor = item[key]
+            mask = torch.zeros(image.shape[1:], dtype=torch.bool)
+            if labels is not None:  # the image's axes may be in another order
+                labels_there: Any = self._to_image(labels, dst_affine=image.affine, spatial_size=image.shape[1:])
+                mask = labels_there.as_tensor().amax(dim=0) > 0
+            if not mask.any():
+                wrong = f"has no mask, or an empty one, for region {self.region}"
+                raise ScanError(f"{item.get('id', key)}: {wrong}; omit this case")
+            places = [
+                torch.nonzero(mask.movedim(axis, 0).flatten(1).any(1))[:, 0].tolist() for axis in range(mask.ndim)
+            ]
             if self.region == "masked":
                 lowest = image.amin(dim=tuple(range(1, image.ndim)), keepdim=True)
                 image = self.push_transform(torch.where(mask, image, lowest), extra_info={"mask": mask})

@@ -31,7 +31,7 @@ from monai_diffae.data.scans import (
     slice_volume,
 )
 from monai_diffae.errors import ScanError, problem
-from monai_diffae.policies import Colour, Doubtful, Grid, Uneven, check_choice
+from monai_diffae.policies import Colour, Doubtful, OtherGrids, Uneven, check_choice
 
 Item = dict[Any, Any]
 """An item of MONAI's dictionary transforms."""
@@ -58,7 +58,7 @@ class ReadScand(MapTransform):
         uneven: ``resample`` DICOM series whose slices are unevenly spaced, or ``refuse`` them.
         doubtful: ``warn`` of scans that may not be what was measured, or ``refuse`` them. See
             :func:`~monai_diffae.data.scans.read_scan`.
-        grid: ``resample`` channels on other grids to that of the first one, linearly, or ``refuse`` them.
+        other_grids: ``resample`` channels on other grids to that of the first one, linearly, or ``refuse`` them.
 
     Example:
         >>> import tempfile
@@ -80,14 +80,14 @@ class ReadScand(MapTransform):
         colour: Colour = "refuse",
         uneven: Uneven = "resample",
         doubtful: Doubtful = "warn",
-        grid: Grid = "resample",
+        other_grids: OtherGrids = "resample",
     ) -> None:
         super().__init__(keys)
         self.channels = dict(zip(self.keys, ensure_tuple_rep(channels, len(self.keys)), strict=True))
         self.needs = ScanNeeds(spatial_dims, None, nonfinite, colour, uneven, doubtful)
-        check_choice("grid", grid, Grid)
+        check_choice("other_grids", other_grids, OtherGrids)
         check_colour(colour, self.channels[self.keys[0]])
-        self.spatial_dims, self.axis, self.grid = spatial_dims, axis, grid
+        self.spatial_dims, self.axis, self.other_grids = spatial_dims, axis, other_grids
 
     def __call__(self, data: Item) -> Item:
         """Replace each path by its scan."""
@@ -111,7 +111,7 @@ class ReadScand(MapTransform):
         if mask is None or isinstance(mask, Scan):
             return {} if mask is None else {"mask": mask}
         first = next(self._images(data))[1][0]
-        scan = read_mask(mask, first, self.grid) if _is_path(mask) else _scan(mask, "mask", ScanNeeds())
+        scan = read_mask(mask, first, self.other_grids) if _is_path(mask) else _scan(mask, "mask", ScanNeeds())
         return {"mask": slice_volume(scan, self.axis, index) if index is not None and scan.spatial_dims == 3 else scan}
 
     def _images(self, data: Mapping[Any, Any]) -> Iterator[tuple[str, list[Any]]]:
@@ -132,12 +132,12 @@ class ReadScand(MapTransform):
             wrong = f"the case has {len(images)} sequences, but the model takes {channels}"
             raise problem(images[0] if _is_path(images[0]) else key, wrong, "choose them with sequences")
         if not all(map(_is_path, images)):
-            scan = _stacked([key] * len(images), [_scan(image, key, needs) for image in images], self.grid)
+            scan = _stacked([key] * len(images), [_scan(image, key, needs) for image in images], self.other_grids)
         elif index is not None:  # read once for consecutive slices
             paths = tuple(map(str, images))
-            scan = _read_volume(paths, file_state(paths), needs, self.grid)
+            scan = _read_volume(paths, file_state(paths), needs, self.other_grids)
         else:
-            scan = _read_channels(list(map(str, images)), needs, self.grid)
+            scan = _read_channels(list(map(str, images)), needs, self.other_grids)
         return slice_volume(scan, self.axis, int(index)) if index is not None and scan.spatial_dims == 3 else scan
 
 
@@ -168,11 +168,11 @@ def as_tensor(scan: Scan) -> MetaTensor:
 
 
 @functools.lru_cache(maxsize=1)
-def _read_volume(paths: tuple[str, ...], _state: str, needs: ScanNeeds, grid: Grid) -> Scan:
-    return _read_channels(paths, needs, grid)
+def _read_volume(paths: tuple[str, ...], _state: str, needs: ScanNeeds, other_grids: OtherGrids) -> Scan:
+    return _read_channels(paths, needs, other_grids)
 
 
-def _read_channels(paths: Sequence[str], needs: ScanNeeds, grid: Grid) -> Scan:
+def _read_channels(paths: Sequence[str], needs: ScanNeeds, other_grids: OtherGrids) -> Scan:
     """Read files as channels of one scan. A file of which several channels are needed is read once."""
     places = [split_channel(path) for path in paths]
     several = [file for file, count in Counter(file for file, _ in places).items() if count > 1]
@@ -181,12 +181,12 @@ def _read_channels(paths: Sequence[str], needs: ScanNeeds, grid: Grid) -> Scan:
         one_channel(whole[file], file, number or 0) if file in whole else read_scan(path, needs)
         for path, (file, number) in zip(paths, places, strict=True)
     ]
-    return _stacked(paths, scans, grid)
+    return _stacked(paths, scans, other_grids)
 
 
-def _stacked(paths: Sequence[str], scans: Sequence[Scan], grid: Grid) -> Scan:
+def _stacked(paths: Sequence[str], scans: Sequence[Scan], other_grids: OtherGrids) -> Scan:
     first, *others = scans
-    arrays = [first.array, *(on_grid(p, s, first, grid) for p, s in zip(paths[1:], others, strict=True))]
+    arrays = [first.array, *(on_grid(p, s, first, other_grids) for p, s in zip(paths[1:], others, strict=True))]
     return replace(first, array=np.concatenate(arrays), header=None) if others else first
 
 

@@ -82,7 +82,7 @@ def test_patients_that_a_table_gives_are_known_even_if_they_name_the_scans(tmp_p
 
 
 def test_hashed_ids_are_unique_and_stay_the_same(tmp_path, scans):
-    cases = list_cases(scans("Doe.nii.gz", "sub-01/sub-01_T1w.nii.gz", "sub-01/sub-01_T2w.nii.gz")).cases
+    cases = list_cases(scans("Doe.nii.gz", "sub-01/sub-01_run-1_T1w.nii.gz", "sub-01/sub-01_run-2_T1w.nii.gz")).cases
     hashed = with_hashes(cases, tmp_path, "hashed")
     assert hashed == with_hashes(cases, tmp_path, "hashed")
     assert len({case.id for case in hashed}) == 3

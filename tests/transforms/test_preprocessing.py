@@ -66,7 +66,7 @@ def test_files_as_channels(tmp_path):
     assert image.shape == (2, 4, 5, 6)
     assert not torch.equal(image[0], image[1])
     assert ReadScand("image", 2, channels=2)({"image": paths, "slice": 1})["image"].shape == (2, 5, 4)
-    with pytest.raises(ScanError, match="2 files; expected 1"):
+    with pytest.raises(ScanError, match="has 2 sequences, but the model takes 1"):
         ReadScand("image", 3)({"image": paths})
     for other, text in (
         (volume(tmp_path / "s.nii", (4, 5, 7)), "size"),

@@ -13,9 +13,9 @@ from annotated_types import Gt, Le
 from monai_diffae.apps.command import command, config_file
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Planning, colour_values, sequence_values
+from monai_diffae.apps.settings import Planning, colour_values
 from monai_diffae.bundle.code import check_code
-from monai_diffae.bundle.config import build, check_dimensions, find_device, is_formula
+from monai_diffae.bundle.config import build, check_dimensions, find_device, sequence_values
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
@@ -167,14 +167,12 @@ def plan(
     budget = memory_budget(memory_gib, target)
     given = {} if bundle is None else read_training_config(bundle, overlays).get()
     cases = cohorts.read_cohort(
-        cohort, columns={**given.get("columns", {}), **columns},
-        image_keys=["image"] if is_formula(keys := given.get("image_keys", ["image"])) else keys,
-    )  # fmt: skip
+        cohort, columns={**given.get("columns", {}), **columns}, image_keys=given.get("image_keys", ["image"])
+    )
     named = {**given, **overrides}
     sequences = planning.sequences or named.get("sequences") or usual_sequences(cases)
-    if sequences != ["image"]:
-        overrides = {**sequence_values(sequences), **overrides}
     encoder, region = named.get("encoder_sequences", []), named.get("region", "whole")
+    overrides = {**sequence_values([] if sequences == ["image"] else sequences, encoder), **overrides}
     cases, lacking = cohort_split.model_images(cases, sequences, encoder, region)
     survey = surveys.survey_cohort(cases, given.get("spatial_dims"))
     survey.failures.extend(lacking)

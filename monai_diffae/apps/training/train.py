@@ -15,7 +15,7 @@ from annotated_types import Gt, Le
 from monai_diffae.apps.command import command, config_file, refuse_results_among_scans
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Training, colour_values, sequence_values, this_process
+from monai_diffae.apps.settings import Training, colour_values, this_process
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names_with_weights
@@ -272,13 +272,8 @@ def _values(paths: Mapping[str, Path | None], training: Training) -> dict[str, A
     values = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
     columns = {f"columns#{word}": name for word, name in training.columns.items()}
     given = {key: value for key, value in values.items() if value is not None}
-    return {
-        **given,
-        **columns,
-        **colour_values(training.colour),
-        **sequence_values(training.sequences),
-        **training.overrides,
-    }
+    sequences = {"sequences": list(training.sequences)} if training.sequences else {}
+    return {**given, **columns, **colour_values(training.colour), **sequences, **training.overrides}
 
 
 def _warn_of_other_values(config: str, bundle: Path, out: Path, given: Mapping[str, Any]) -> None:

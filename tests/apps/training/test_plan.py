@@ -260,7 +260,7 @@ def test_the_first_stage_takes_time_too(first_stage, scans, machine, monkeypatch
     assert result.work.num_train == 4
 
 
-def test_the_speed_is_that_of_the_bundles_own_trainer_also_for_a_second_modality(tmp_path, monkeypatch):
+def test_the_speed_is_that_of_the_bundles_own_trainer_also_if_the_encoder_sees_another_image(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
     config = json.loads((ROOT / "bundles" / "diffae_2d" / "configs" / "train.json").read_text())
     config |= {
