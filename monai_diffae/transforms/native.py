@@ -76,9 +76,7 @@ class NativeSpace:
             raise type(cause)(str(cause)) from error
         self.images: dict[Any, MetaTensor] = {k: v for k, v in preprocessed.items() if isinstance(v, MetaTensor)}
         self.image = self.images["image"]
-        first = item["image"][0] if isinstance(item["image"], (list, tuple)) else item["image"]
-        is_file = isinstance(first, (str, os.PathLike))
-        self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
+        self.suffix = ".png" if fits_png(item["image"], self.scan) else ".nii.gz"
 
     def replaced_by(self, file: PathLike) -> "NativeSpace":
         """The space of the same case with another file as its image, such as one that was written for this space."""
@@ -183,11 +181,13 @@ class NativeSpace:
         return inverted
 
 
-def fits_png(file: PathLike, scan: Scan) -> bool:
-    """Whether a scan comes from a PNG or JPEG of 8 bits, so that PNG can hold images with its intensities."""
-    if not is_picture(file) or len(scan.array) not in (1, 3) or scan.array.max() > 255:
+def fits_png(image: object, scan: Scan) -> bool:
+    """Whether a scan comes from one PNG or JPEG of 8 bits, so that PNG can hold images with its intensities."""
+    if not isinstance(image, (str, os.PathLike)):  # such as a list of channels
         return False
-    with Image.open(file) as picture:
+    if not is_picture(image) or len(scan.array) not in (1, 3) or scan.array.max() > 255:
+        return False
+    with Image.open(image) as picture:
         return not picture.mode.startswith("I")  # of 16 bits, however dark
 
 
