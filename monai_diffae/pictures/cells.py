@@ -29,7 +29,8 @@ def draw_cells(rows: Sequence[Iterable[tuple[torch.Tensor | None, str]]], path: 
     cells = [[(None if image is None else side_by_side(image)[0], text) for image, text in row] for row in rows]
     height, width = next((pixels.shape[:2] for row in cells for pixels, _ in row if pixels is not None), (1, 1))
     num_lines = max(len(text.split("\n")) for row in cells for _, text in row)
-    size = (_INCHES * len(cells[0]) * width / height, (_INCHES + 0.1 + 0.15 * num_lines) * len(cells))
+    inches = _INCHES * max(1, height / width)
+    size = (inches * len(cells[0]) * width / height, (inches + 0.1 + 0.15 * num_lines) * len(cells))
     figure = Figure(figsize=size, layout="constrained")
     if any(image is not None and image.ndim == 5 for row in rows for image, _ in row):
         figure.supxlabel(PLANES, fontsize=8, x=0.01, ha="left")

@@ -1,7 +1,8 @@
 """Images as PNG: a mosaic in labelled rows, anomaly maps, differences in colours, planes of volumes, thumbnails.
 
 :func:`shown` and :func:`in_colours` make pictures of images: uint8 (B, 3 P, *S), with P colours for each voxel.
-An image whose channels are not colours has one grey picture per channel; they are drawn side by side.
+An image whose channels are not colours has one grey picture per channel; they are drawn side by side, or below each
+other if they are wide.
 """
 
 import io
@@ -47,11 +48,12 @@ def draw_mosaic(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[
         footing: a line below them; for volumes, it names the planes.
     """
     footing = footing or (PLANES if any(images.ndim == 5 for images in rows.values()) else "")
-    strips = [_strip(images) for images in rows.values()]
+    flat = [three_planes(images) if images.ndim == 5 else images for images in rows.values()]
+    strips = [_strip(images) for images in flat]
     height = min(strip.height for strip in strips)
     width = max(strip.width for strip in strips if strip.height == height)
-    panels = max(images.shape[1] // 3 for images in rows.values())
-    enlarged = -(-1000 * panels // width)  # a whole number, so that the pixels of the model are shown as they are
+    one_channel = max(len(images) * (images.shape[3] + 2) for images in flat)
+    enlarged = -(-1000 // one_channel)  # a whole number, so that the pixels of the model are shown as they are
     font = ImageFont.load_default(size=16)
     margin = 10 + max(int(font.getlength(line)) for label in rows for line in label.split("\n")) + 10
     heading, bottom = 26 if columns else 0, 26 if footing else 0
@@ -164,9 +166,13 @@ def _strip(images: Tensor) -> Image.Image:
 
 
 def side_by_side(images: Tensor) -> NDArray[np.uint8]:
-    """The pixels ``[B, H, P W, 3]`` of pictures (B, 3 P, H, W), or of three planes of volumes (B, 3 P, *S)."""
+    """The pixels ``[B, H, P W, 3]`` of pictures (B, 3 P, H, W), or of three planes of volumes (B, 3 P, *S).
+
+    Channels of wide pictures, such as three planes, are below each other: ``[B, P H, W, 3]``.
+    """
     images = three_planes(images) if images.ndim == 5 else images
-    pixels: NDArray[np.uint8] = images.unflatten(1, (-1, 3)).permute(0, 3, 1, 4, 2).flatten(2, 3).numpy()
+    channels = images.unflatten(1, (-1, 3)).movedim(2, -1).unbind(1)
+    pixels: NDArray[np.uint8] = torch.cat(channels, dim=1 if images.shape[3] > images.shape[2] else 2).numpy()
     return pixels
 
 

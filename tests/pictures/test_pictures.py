@@ -11,7 +11,7 @@ from PIL import Image
 from monai_diffae.data.scans import Scan, slice_volume
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import caption, check_captions, draw_anomalies, thumbnail
-from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, shown, three_planes
+from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, shown, side_by_side, three_planes
 
 
 def mosaic(tmp_path, rows, **options):
@@ -71,6 +71,7 @@ def test_channels_that_are_no_colours_are_grey_and_side_by_side(tmp_path, num_ch
     ]
     expected = np.linspace(0, 255, num_channels).round()
     np.testing.assert_array_equal(pixels[len(pixels) // 2, places], np.stack([expected] * 3, axis=1))
+    assert side_by_side(shown(torch.zeros(1, num_channels, 4, 8))).shape == (1, 4 * num_channels, 8, 3)  # wide pictures
     differences = in_colours(image, 1.0)
     assert differences.shape == (1, 3 * num_channels, 10, 10)  # one colour per channel
     assert not torch.equal(differences[:, :3], differences[:, -3:])
