@@ -165,14 +165,14 @@ def _strip(images: Tensor) -> Image.Image:
     return Image.fromarray(np.concatenate(list(pixels), axis=1))
 
 
-def side_by_side(images: Tensor) -> NDArray[np.uint8]:
+def side_by_side(images: Tensor, *, below: bool = False) -> NDArray[np.uint8]:
     """The pixels ``[B, H, P W, 3]`` of pictures (B, 3 P, H, W), or of three planes of volumes (B, 3 P, *S).
 
-    Channels of wide pictures, such as three planes, are below each other: ``[B, P H, W, 3]``.
+    With ``below`` and for wide pictures, such as three planes, channels are below each other: ``[B, P H, W, 3]``.
     """
     images = three_planes(images) if images.ndim == 5 else images
     channels = images.unflatten(1, (-1, 3)).movedim(2, -1).unbind(1)
-    pixels: NDArray[np.uint8] = torch.cat(channels, dim=1 if images.shape[3] > images.shape[2] else 2).numpy()
+    pixels: NDArray[np.uint8] = torch.cat(channels, dim=1 if below or images.shape[3] > images.shape[2] else 2).numpy()
     return pixels
 
 

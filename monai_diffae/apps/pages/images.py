@@ -143,7 +143,7 @@ def _write_strips(image: Tensor, spacing_mm: Sequence[float], path: Path) -> Str
         slices = plane_slices(image, plane) if is_volume else image[:, None]
         r, a, s = spacing_mm if is_volume else (1.0, 1.0, 1.0)
         width_mm, height_mm = {"axial": (r, a), "coronal": (r, s), "sagittal": (a, s)}.get(plane, (1.0, 1.0))
-        frames = enlarged(side_by_side(slices.movedim(1, 0)), width_mm / height_mm)
+        frames = enlarged(side_by_side(slices.movedim(1, 0), below=True), width_mm / height_mm)
         height, width = frames[0].shape[:2]
         frames = frames[:: -(-len(frames) * height // _TALLEST)]
         files[plane] = _write(np.concatenate(frames), path.with_name(f"{path.name}_{plane}.webp"))
@@ -190,8 +190,8 @@ def edit_frames(
     low, high = np.percentile(plain[plain.isfinite()].numpy(), (0.5, 99.5)).tolist()
     high = max(high, low + 1e-6)
     limit = max(float(differences.abs().max()), _LEAST_EDIT_LIMIT * (high - low))
-    pixels = side_by_side(shown(images, (low, high), is_colour))
-    colours = side_by_side(in_colours(differences, limit, is_colour=is_colour))
+    pixels = side_by_side(shown(images, (low, high), is_colour), below=True)
+    colours = side_by_side(in_colours(differences, limit, is_colour=is_colour), below=True)
     return {
         strength: (
             _write(pixels[i], folder / f"{file_name}_{strength:+.2f}.webp"),
