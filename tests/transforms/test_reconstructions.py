@@ -99,3 +99,14 @@ def test_only_pictures_of_one_file_and_colours_are_written_as_png(tmp_path):
     assert fits_png(tmp_path / "a.png", scan)
     assert not fits_png([str(tmp_path / "a.png")] * 3, scan)  # three channels
     assert [image_suffix((3, 4, 4), is_colour=is_colour) for is_colour in (False, True)] == [".nii.gz", ".png"]
+
+
+def test_maps_and_images_are_written_in_the_space_of_a_file_with_several_channels(tmp_path):
+    array, affine = np.arange(48, dtype=np.float32).reshape(2, 2, 3, 4), np.diag([2.0, 3, 4, 1])
+    header = nib.Nifti1Image(np.moveaxis(array, 0, -1), affine).header
+    scan = Scan(array, affine, header=header)
+    for name, written in (("image", array + 1), ("map", array[:1] / 7)):
+        file = nib.load(transforms.write_native(tmp_path / f"{name}.nii.gz", written, scan, np.float32))
+        np.testing.assert_array_equal(file.affine, affine)
+        expected = np.moveaxis(written, 0, -1).squeeze()
+        np.testing.assert_array_equal(file.get_fdata(dtype=np.float32), expected)
