@@ -71,9 +71,10 @@ def write_native(
             raise ConfigError(f"{name}: PNG holds uint8, not {np.dtype(dtype)}; use .nii.gz or .nrrd, or write uint8")
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
-    if (header := scan.header) is not None and len(array) == 1 and name.endswith((".nii", ".nii.gz")):
-        if math.prod(header.get_data_shape()) == array.size:  # that of a file with several channels does not fit
-            return write_like(Path(path), array, header, dtype, description)
+    header, is_nifti = scan.header, name.endswith((".nii", ".nii.gz"))
+    # the header of a file with several channels fits no single one
+    if header is not None and is_nifti and len(array) == 1 and array.size == math.prod(header.get_data_shape()):
+        return write_like(Path(path), array, header, dtype, description)
     affine = None if scan.lacks_geometry else scan.affine
     dtype = _stored_type(array, scan) if dtype is None else dtype
     return write_scan(path, array, affine, dtype=dtype, description=description)

@@ -369,4 +369,6 @@ def draw_changes(
         titles = [*titles, f"difference (±{limit:.2g})"]
     height, width = cases[0].images.shape[-2:]
     footing = pictures.mosaic.PLANES if width > height else ""  # volumes, already in three planes
+    if len(names := trained.channel_names) > 1:
+        footing = f"{', '.join(names)}. {footing}"
     write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, titles, footing))
