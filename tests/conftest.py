@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
@@ -285,9 +286,6 @@ def unusual(
     import pandas as pd
     from PIL import Image
 
-    from monai_diffae import embed, fit_direction
-    from monai_diffae.bundle.loading import load_bundle, untrained_network
-
     root = tmp_path_factory.mktemp(request.param)
     colour = request.param == "colour"
     rng = np.random.default_rng(0)
@@ -301,13 +299,48 @@ def unusual(
     table.to_csv(root / "cohort.csv", index=False)
     bundle = Path(shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache")))
     second = {"image_keys": ["image", "encoder_image"], "encoder_key": "encoder_image"}
-    description = {"in_channels": 3} if colour else second
+    description = {"in_channels": 3, "colour": "rgb"} if colour else second
+    return _embedded(bundle, root / "cohort.csv", **description)
+
+
+def _embedded(bundle: Path, cohort: Path, **description: Any) -> Labelled:
+    """A bundle that gets an untrained network of this description, the embedded cohort, and a direction."""
+    import torch
+
+    from monai_diffae import embed, fit_direction
+    from monai_diffae.bundle.loading import load_bundle, untrained_network
+
+    torch.manual_seed(0)
     network = untrained_network({**load_bundle(bundle, "cpu").config, **description})
     rewrite(bundle, lambda _: network.state_dict(), **description)
     shake(bundle)
-    embedded = embed(bundle, root / "cohort.csv", root / "embedded", device="cpu").path
-    fit_direction(embedded, root / "wide.json", target="wide")
-    return Labelled(bundle, root / "cohort.csv", embedded, root / "wide.json")
+    embedded = embed(bundle, cohort, bundle.parent / "embedded", device="cpu").path
+    fit_direction(embedded, bundle.parent / "wide.json", target="wide")
+    return Labelled(bundle, cohort, embedded, bundle.parent / "wide.json")
+
+
+SEQUENCES = ("T1", "FLAIR", "T1c")
+
+
+@pytest.fixture(scope="session")
+def sequences(tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory) -> Labelled:
+    """A bundle of three MR sequences, which are files of their own; untrained."""
+    import numpy as np
+
+    from monai_diffae.data import write_scan
+
+    root = tmp_path_factory.mktemp("sequences")
+    rng = np.random.default_rng(0)
+    entries: list[dict[str, Any]] = []
+    for i in range(10):
+        files = [f"{name}_{i}.nii.gz" for name in SEQUENCES]
+        for file in files:
+            write_scan(root / file, rng.integers(256, size=(1, 20, 24)), dtype=np.uint8)
+        entries.append({"id": f"case-{i}", "image": files, "wide": ["no", "yes"][i % 2]})
+    cohort = root / "cohort.json"
+    cohort.write_text(json.dumps({"training": entries[:8], "validation": entries[8:]}))
+    bundle = Path(shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache")))
+    return _embedded(bundle, cohort, in_channels=3, sequences=list(SEQUENCES))
 
 
 CHROMIUM = Path("/usr/bin/chromium")

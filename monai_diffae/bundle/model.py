@@ -29,9 +29,11 @@ from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMod
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
+from monai_diffae.pictures import shown
 from monai_diffae.policies import PathLike, Range, check_choice
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.native import CaseSpace
+from monai_diffae.transforms.writing import write_image
 
 CaseImage: TypeAlias = "PathLike | Sequence[PathLike] | NDArray[Any] | Tensor | Scan"
 CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
@@ -91,6 +93,25 @@ class TrainedBundle:
         """The intensities of the model's images: lowest and highest."""
         low, high = self.config["model_range"]
         return float(low), float(high)
+
+    @property
+    def is_colour(self) -> bool:
+        """Whether the channels are red, green and blue; if not, pictures show them side by side."""
+        return bool(self.config.get("colour") == "rgb")
+
+    @property
+    def channel_names(self) -> list[str]:
+        """The config's ``sequences``, or ``channel 1`` and so on; one name if the channels are colours."""
+        count = 1 if self.is_colour else self.image_shape[0]
+        return list(self.config.get("sequences") or (f"channel {i}" for i in range(1, count + 1)))
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Pictures of images (B, C, *S), for the functions of :mod:`monai_diffae.pictures`."""
+        return shown(images, self.model_range, self.is_colour)
+
+    def write_image(self, path: Path, image: Tensor, source: str = ".png") -> Path:
+        """Write ``path`` with a suffix from an image (C, *S) in the model's grid and range: see :func:`write_image`."""
+        return write_image(path, image, self.model_range, source, self.grid_affine, self.is_colour)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -177,6 +177,7 @@ class Exploration:
             "splits": atlas.splits,
             "labels": atlas.labels,
             "model_range": trained.model_range,
+            "is_colour": trained.is_colour,
             "image_shape": trained.image_shape,
             "spacing": trained.config.get("spacing_mm"),
             "is_pca": atlas.is_pca,
@@ -218,8 +219,8 @@ class Exploration:
         if "thumbnail" in table and isinstance(table["thumbnail"][row], bytes):
             return bytes(table["thumbnail"][row])
         if row not in self._thumbnails:
-            model_range = self.studio.session.trained.model_range
-            self._thumbnails[row] = thumbnail(torch.from_numpy(self._image(row)), model_range)
+            picture = self.studio.session.trained.shown(torch.from_numpy(self._image(row))[None])
+            self._thumbnails[row] = thumbnail(picture)
         return self._thumbnails[row]
 
     def scan(self, row: int) -> bytes:

@@ -16,8 +16,8 @@ from monai_diffae.data.cases import spread
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import FirstStage
-from monai_diffae.pictures.mosaic import draw_mosaic
-from monai_diffae.policies import Range
+from monai_diffae.pictures.mosaic import draw_mosaic, shown
+from monai_diffae.policies import Colour, Range
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -33,6 +33,7 @@ class Pictures:
     device: torch.device | str = "cpu"
     num_images: int = 8
     model_range: Range = (-1.0, 1.0)
+    colour: Colour = "refuse"  # rgb: channels are colours, and are not drawn side by side
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -49,12 +50,15 @@ class Pictures:
         positions = spread(len(self.dataset), self.num_images)  # type: ignore[arg-type]
         if not positions:
             return
-        rows = self.rows([self.dataset[position] for position in positions])
+        rows = {
+            label: shown(images, self.model_range, self.colour == "rgb")
+            for label, images in self.rows([self.dataset[position] for position in positions]).items()
+        }
         # the trainer's step, which Validation sets; the evaluator's own step counts its batches
         step = getattr(engine.state, "trainer_step", None)
         name = "latest" if step is None else f"step_{step:07d}"
         folder = Path(self.directory) / "pictures"
-        path = write_atomic(folder / f"{name}.png", lambda p: draw_mosaic(rows, p, self.model_range))
+        path = write_atomic(folder / f"{name}.png", lambda p: draw_mosaic(rows, p))
         if step is not None:
             write_atomic(folder / "latest.png", lambda p: p.write_bytes(path.read_bytes()))
 

@@ -25,11 +25,11 @@ _RADIMAGENET_SIZE = 224  # pixels, as it was trained
 NEIGHBORS = 3  # the neighbor whose distance is the radius of a sample's ball, as in the paper on precision and recall
 
 
-def colour_planes(images: Tensor, model_range: Range) -> list[Tensor]:
+def colour_planes(images: Tensor, model_range: Range, is_colour: bool) -> list[Tensor]:
     """Images (B, C, *S) as stacks of colour images (B * n, 3, H, W) from -1 to 1: one, or one per plane of volumes."""
     low, high = model_range
     scaled = ((images.float() - low) / (high - low) * 2 - 1).clamp(-1, 1)
-    if scaled.shape[1] != 3:
+    if scaled.shape[1] != 3 or not is_colour:
         scaled = scaled.flatten(0, 1)[:, None].expand(-1, 3, *scaled.shape[2:])
     if scaled.ndim == 4:
         return [scaled]
@@ -37,10 +37,15 @@ def colour_planes(images: Tensor, model_range: Range) -> list[Tensor]:
 
 
 @torch.no_grad()
-def mean_features(run: Callable[[Tensor], Tensor], images: Tensor, model_range: Range) -> Tensor:
-    """The features (B, F) of images (B, C, *S): the mean over the slices of each plane, and then over the planes."""
+def mean_features(
+    run: Callable[[Tensor], Tensor], images: Tensor, model_range: Range, is_colour: bool = False
+) -> Tensor:
+    """The features (B, F) of images (B, C, *S): the mean over the slices of each plane, and then over the planes.
+
+    Channels that are not colours are grey images, over which the mean is taken, too.
+    """
     planes = []
-    for stack in colour_planes(images, model_range):
+    for stack in colour_planes(images, model_range, is_colour):
         features = torch.cat([run(part) for part in stack.split(IMAGES_AT_ONCE)])
         planes.append(features.unflatten(0, (len(images), -1)).mean(dim=1))
     return torch.stack(planes).mean(dim=0)
@@ -49,13 +54,16 @@ def mean_features(run: Callable[[Tensor], Tensor], images: Tensor, model_range: 
 class PerceptualDistance(nn.Module):
     """The LPIPS of pairs of images, as the package ``lpips`` computes it (version 0.1, AlexNet).
 
-    A channel counts as a grey image, except that three channels are colours. For volumes, it is the mean over all
-    slices of a plane, and then over the three planes. ``weights`` is the file with AlexNet's weights, as torchvision
+    A channel counts as a grey image, unless the three channels are colours. For volumes, it is the mean over all slices
+    of a plane, and then over the three planes. ``weights`` is the file with AlexNet's weights, as torchvision
     names them; None: where torch keeps downloaded weights. Nothing is downloaded.
     """
 
-    def __init__(self, weights: PathLike | None = None, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, weights: PathLike | None = None, device: str | torch.device = "cpu", is_colour: bool = False
+    ) -> None:
         super().__init__()
+        self.is_colour = is_colour
         check_installed("lpips", "lpips")
         file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
         if not file.is_file():
@@ -75,13 +83,13 @@ class PerceptualDistance(nn.Module):
 
     def forward(self, images: Tensor, others: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The distances (B,) of images (B, C, *S), clipped to ``model_range``; with gradients, as a loss needs them."""
-        pairs = [colour_planes(stack, model_range) for stack in (images, others)]
+        pairs = [colour_planes(stack, model_range, self.is_colour) for stack in (images, others)]
         planes = [self._distances(a, b) for a, b in zip(*pairs, strict=True)]
         return torch.stack([plane.unflatten(0, (len(images), -1)).mean(dim=1) for plane in planes]).mean(dim=0)
 
     def features(self, images: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The features (B, 256) of AlexNet's last convolution, averaged over the image; of volumes over all planes."""
-        return mean_features(self._last_features, images, model_range)
+        return mean_features(self._last_features, images, model_range, self.is_colour)
 
     def _last_features(self, images: Tensor) -> Tensor:
         size = tuple(max(side, _LEAST_FOR_FEATURES) for side in images.shape[2:])
@@ -107,8 +115,9 @@ class InceptionFeatures(nn.Module):
     Its weights, ``pt_inception-2015-12-05-6726825d.pth``, must be where torch keeps downloads. Nothing is downloaded.
     """
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
+    def __init__(self, device: str | torch.device = "cpu", is_colour: bool = False) -> None:
         super().__init__()
+        self.is_colour = is_colour
         if not (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
             raise MachineError(f"there is no {INCEPTION} where torch looks for it (TORCH_HOME)")
         if importlib.util.find_spec("pytorch_fid") is None:
@@ -119,14 +128,20 @@ class InceptionFeatures(nn.Module):
 
     def forward(self, images: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The features (B, 2048) of images (B, C, *S) in ``model_range``, in 2D or 3D."""
-        return mean_features(lambda part: self.network((part + 1) / 2)[0].flatten(1), images, model_range)
+
+        def run(part: Tensor) -> Tensor:
+            features: Tensor = self.network((part + 1) / 2)[0]
+            return features.flatten(1)
+
+        return mean_features(run, images, model_range, self.is_colour)
 
 
 class RadImageNetFeatures(nn.Module):
     """The 2048 features of a ResNet-50 trained on RadImageNet (Mei et al. 2022), from a file for torchvision."""
 
-    def __init__(self, weights: PathLike, device: str | torch.device = "cpu") -> None:
+    def __init__(self, weights: PathLike, device: str | torch.device = "cpu", is_colour: bool = False) -> None:
         super().__init__()
+        self.is_colour = is_colour
         check_installed("torchvision", "lpips")
         from torchvision.models import resnet50
 
@@ -148,7 +163,7 @@ class RadImageNetFeatures(nn.Module):
             features: Tensor = self.backbone(interpolate(part, size=size, mode="bilinear"))
             return features.flatten(1)
 
-        return mean_features(run, images, model_range)
+        return mean_features(run, images, model_range, self.is_colour)
 
 
 # -- distances between two sets of images by their features ------------------------------------------------------------

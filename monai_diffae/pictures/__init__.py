@@ -10,7 +10,8 @@ MODULES = {
         "draw_stability",
     ), "charts"),
     **dict.fromkeys((
-        "draw_anomalies", "draw_mosaic", "fitted", "in_colours", "in_rgb", "plane_slices", "three_planes", "thumbnail",
+        "draw_anomalies", "draw_mosaic", "fitted", "in_colours", "plane_slices", "shown", "side_by_side",
+        "three_planes", "thumbnail",
     ), "mosaic"),
 }  # fmt: skip
 

@@ -16,8 +16,9 @@ from monai_diffae.pictures.mosaic import draw_anomalies as draw_anomalies
 from monai_diffae.pictures.mosaic import draw_mosaic as draw_mosaic
 from monai_diffae.pictures.mosaic import fitted as fitted
 from monai_diffae.pictures.mosaic import in_colours as in_colours
-from monai_diffae.pictures.mosaic import in_rgb as in_rgb
 from monai_diffae.pictures.mosaic import plane_slices as plane_slices
+from monai_diffae.pictures.mosaic import shown as shown
+from monai_diffae.pictures.mosaic import side_by_side as side_by_side
 from monai_diffae.pictures.mosaic import three_planes as three_planes
 from monai_diffae.pictures.mosaic import thumbnail as thumbnail
 

@@ -6,36 +6,33 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import torch
-from monai_diffae.policies import Range
 
 _INCHES = 1.4
 _LONGEST = 24
 
 
-def draw_cells(rows: Sequence[Iterable[tuple[torch.Tensor | None, str]]], path: Path, model_range: Range) -> None:
-    """Draw rows of images, each with a caption of one or several lines above it.
+def draw_cells(rows: Sequence[Iterable[tuple[torch.Tensor | None, str]]], path: Path) -> None:
+    """Draw rows of pictures, each with a caption of one or several lines above it.
 
     Args:
-        rows: images (C, *S) with their captions; volumes are shown in three planes, and None leaves the cell empty.
+        rows: pictures (1, 3 P, *S) of :func:`~monai_diffae.pictures.shown` with their captions; volumes are shown in
+            three planes, and None leaves the cell empty.
         path: the PNG.
-        model_range: black and white.
     """
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
 
-    from monai_diffae.pictures.mosaic import PLANES
+    from monai_diffae.pictures.mosaic import PLANES, side_by_side
 
     rows = [list(row) for row in rows]
-    cells = [[(None if image is None else _pixels(image, model_range), text) for image, text in row] for row in rows]
+    cells = [[(None if image is None else side_by_side(image)[0], text) for image, text in row] for row in rows]
     height, width = next((pixels.shape[:2] for row in cells for pixels, _ in row if pixels is not None), (1, 1))
     num_lines = max(len(text.split("\n")) for row in cells for _, text in row)
-    size = (_INCHES * len(cells[0]) * width / height, (_INCHES + 0.1 + 0.15 * num_lines) * len(cells))
+    inches = _INCHES * max(1, height / width)
+    size = (inches * len(cells[0]) * width / height, (inches + 0.1 + 0.15 * num_lines) * len(cells))
     figure = Figure(figsize=size, layout="constrained")
-    if any(image is not None and image.ndim == 4 for row in rows for image, _ in row):
+    if any(image is not None and image.ndim == 5 for row in rows for image, _ in row):
         figure.supxlabel(PLANES, fontsize=8, x=0.01, ha="left")
     for panels, row in zip(figure.subplots(len(cells), len(cells[0]), squeeze=False), cells, strict=True):
         for panel, (pixels, text) in zip(panels, row, strict=True):
@@ -44,16 +41,6 @@ def draw_cells(rows: Sequence[Iterable[tuple[torch.Tensor | None, str]]], path: 
             if pixels is not None:
                 panel.imshow(pixels, interpolation="nearest")
     figure.savefig(path, dpi=120, format="png")
-
-
-def _pixels(image: torch.Tensor, model_range: Range) -> NDArray[np.float32]:
-    """The pixels (H, W, 3) of an image, from 0 to 1."""
-    from monai_diffae.pictures.mosaic import in_rgb, three_planes
-
-    low, high = model_range
-    images = (image.as_subclass(torch.Tensor)[None].float() - low) / (high - low)
-    images = three_planes(images) if images.ndim == 5 else images
-    return in_rgb(images)[0].clamp(0, 1).permute(1, 2, 0).numpy()
 
 
 def check_captions(names: Sequence[str], labels: Collection[str]) -> None:

@@ -1,6 +1,12 @@
-"""Images as PNG: a mosaic in labelled rows, anomaly maps, differences in colours, planes of volumes, thumbnails."""
+"""Images as PNG: a mosaic in labelled rows, anomaly maps, differences in colours, planes of volumes, thumbnails.
+
+:func:`shown` and :func:`in_colours` make pictures of images: uint8 (B, 3 P, *S), with P colours for each voxel.
+An image whose channels are not colours has one grey picture per channel; they are drawn side by side, or below each
+other if they are wide.
+"""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,33 +21,39 @@ from monai_diffae.data.scans import Scan, to_ras
 from monai_diffae.policies import Range
 
 PLANES = "Planes: axial, coronal, sagittal; the patient's right is on the left."
-_OUTLINE = (1.0, 0.25, 0.1)  # red, green, blue, of a mask
+_OUTLINE = (255, 64, 26)  # red, green, blue, of a mask
 
 
-def draw_mosaic(
-    rows: Mapping[str, Tensor],
-    path: str | Path,
-    model_range: Range = (-1.0, 1.0),
-    columns: Sequence[str] = (),
-    footing: str = "",
-) -> None:
-    """Draw one labelled row of images for each entry.
+def shown(images: Tensor, model_range: Range = (-1.0, 1.0), is_colour: bool = False) -> Tensor:
+    """Pictures of images (B, C, *S) from black to white: uint8 (B, 3 C, *S), or (B, 3, *S) if channels are colours.
+
+    Example:
+        >>> shown(torch.zeros(1, 2, 4, 4)).shape
+        torch.Size([1, 6, 4, 4])
+    """
+    low, high = model_range
+    scaled = (images.detach().as_subclass(Tensor).float().cpu() - low) / (high - low)
+    levels = (scaled.clamp(0, 1) * 255).round().byte()
+    return levels if is_colour else levels.repeat_interleave(3, dim=1)
+
+
+def draw_mosaic(rows: Mapping[str, Tensor], path: str | Path, columns: Sequence[str] = (), footing: str = "") -> None:
+    """Draw one labelled row of pictures for each entry.
 
     Args:
-        rows: for each label, images (B, C, H, W), or volumes (B, C, R, A, S), which are shown as their three middle
-            planes. A label may have several lines. Images with three channels are shown in colour, those with any other
-            number by their first channel. A row of larger images is shown in the size of the others.
+        rows: for each label, pictures (B, 3 P, H, W), or of volumes (B, 3 P, R, A, S), which are shown as their three
+            middle planes. A label may have several lines. A row of larger images is shown in the size of the others.
         path: the PNG.
-        model_range: black and white.
         columns: headings of the images.
         footing: a line below them; for volumes, it names the planes.
     """
     footing = footing or (PLANES if any(images.ndim == 5 for images in rows.values()) else "")
-    low, high = model_range
-    strips = [_strip((images.detach().float().cpu() - low) / (high - low)) for images in rows.values()]
+    flat = [three_planes(images) if images.ndim == 5 else images for images in rows.values()]
+    strips = [_strip(images) for images in flat]
     height = min(strip.height for strip in strips)
     width = max(strip.width for strip in strips if strip.height == height)
-    enlarged = -(-1000 // width)  # a whole number, so that the pixels of the model are shown as they are
+    one_channel = max(len(images) * (images.shape[3] + 2) for images in flat)
+    enlarged = -(-1000 // one_channel)  # a whole number, so that the pixels of the model are shown as they are
     font = ImageFont.load_default(size=16)
     margin = 10 + max(int(font.getlength(line)) for label in rows for line in label.split("\n")) + 10
     heading, bottom = 26 if columns else 0, 26 if footing else 0
@@ -61,22 +73,25 @@ def draw_mosaic(
     mosaic.save(path, format="PNG")
 
 
-def in_colours(values: Tensor, limit: float, palette: str = "RdBu_r", model_range: Range = (-1.0, 1.0)) -> Tensor:
-    """Convert maps (B, C, *S) to colours (B, 3, *S) for :func:`draw_mosaic`, by default blue below 0 and red above.
+def in_colours(values: Tensor, limit: float, palette: str = "RdBu_r", is_colour: bool = False) -> Tensor:
+    """Pictures of maps (B, C, *S) in colours, by default blue below 0 and red above.
 
     Args:
-        values: differences, or values from 0 on for another palette; they are averaged over the channels.
+        values: differences, or values from 0 on for another palette.
         limit: the value of the last colour.
         palette: a colour map of matplotlib. If its name ends in ``_r``, it starts at ``-limit``, else at 0.
-        model_range: black and white of the mosaic.
+        is_colour: show the mean over the channels, which are colours.
+
+    Returns:
+        uint8 (B, 3 C, *S), or (B, 3, *S) if channels are colours.
     """
     import matplotlib
 
-    position = values.detach().float().cpu().mean(dim=1) / max(limit, 1e-12)
+    position = values.detach().as_subclass(Tensor).float().cpu() / max(limit, 1e-12)
+    position = position.mean(dim=1, keepdim=True) if is_colour else position
     position = (position + 1) / 2 if palette.endswith("_r") else position
-    rgb = torch.from_numpy(matplotlib.colormaps[palette](position.clamp(0, 1).numpy())[..., :3]).movedim(-1, 1)
-    low, high = model_range
-    return rgb.float() * (high - low) + low
+    colours = matplotlib.colormaps[palette](position.clamp(0, 1).numpy(), bytes=True)[..., :3]
+    return torch.from_numpy(colours).movedim(-1, 2).flatten(1, 2)
 
 
 def three_planes(volumes: Tensor, voxel: Sequence[int] | None = None) -> Tensor:
@@ -99,11 +114,12 @@ def three_planes(volumes: Tensor, voxel: Sequence[int] | None = None) -> Tensor:
     right, anterior, superior = [size // 2 for size in volumes.shape[2:]] if voxel is None else voxel
     cuts = (volumes[..., superior], volumes[..., anterior, :], volumes[:, :, right])
     planes = [plane.flip(2, 3).transpose(2, 3) for plane in cuts]
+    white = 255 if volumes.dtype == torch.uint8 else math.inf
     height = max(plane.shape[2] for plane in planes)
     spare = [height - plane.shape[2] for plane in planes]
     return torch.cat(
         [
-            nn.functional.pad(plane, (0, 0, n // 2, n - n // 2), value=float("inf"))
+            nn.functional.pad(plane, (0, 0, n // 2, n - n // 2), value=white)
             for plane, n in zip(planes, spare, strict=True)
         ],
         dim=3,
@@ -145,10 +161,19 @@ def fitted(
 
 
 def _strip(images: Tensor) -> Image.Image:
+    pixels = np.pad(side_by_side(images), ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
+    return Image.fromarray(np.concatenate(list(pixels), axis=1))
+
+
+def side_by_side(images: Tensor, *, below: bool = False) -> NDArray[np.uint8]:
+    """The pixels ``[B, H, P W, 3]`` of pictures (B, 3 P, H, W), or of three planes of volumes (B, 3 P, *S).
+
+    With ``below`` and for wide pictures, such as three planes, channels are below each other: ``[B, P H, W, 3]``.
+    """
     images = three_planes(images) if images.ndim == 5 else images
-    images = nn.functional.pad(in_rgb(images), (1, 1, 1, 1), value=1.0).clamp(0, 1)
-    strip = torch.cat(list(images), dim=-1).permute(1, 2, 0)
-    return Image.fromarray((strip * 255).round().to(torch.uint8).numpy())
+    channels = images.unflatten(1, (-1, 3)).movedim(2, -1).unbind(1)
+    pixels: NDArray[np.uint8] = torch.cat(channels, dim=1 if below or images.shape[3] > images.shape[2] else 2).numpy()
+    return pixels
 
 
 def plane_slices(volume: Tensor, plane: str) -> Tensor:
@@ -174,6 +199,7 @@ def draw_anomalies(
     captions: Sequence[str],
     path: Path,
     model_range: Range = (-1.0, 1.0),
+    is_colour: bool = False,
 ) -> None:
     """Draw one column per case: the input, the reconstruction, the map in colours, the input with the mask's outline.
 
@@ -183,16 +209,18 @@ def draw_anomalies(
         captions: a heading for each case.
         path: the PNG.
         model_range: black and white.
+        is_colour: whether channels are colours.
     """
     limit = max(float(case["map"].max()) for case in cases)
     rows: dict[str, list[Tensor]] = {"input": [], "expected": [], "anomaly map": [], "mask": []}
     for case in cases:
         flat = _in_planes(case)
-        rows["input"].append(in_rgb(flat["image"]))
-        rows["expected"].append(in_rgb(flat["reconstruction"]))
-        rows["anomaly map"].append(in_colours(flat["map"], limit, "inferno", model_range))
-        rows["mask"].append(_outlined(in_rgb(flat["image"]), flat["mask"], model_range))
-    draw_mosaic({name: torch.cat(images) for name, images in rows.items()}, path, model_range, captions)
+        image = shown(flat["image"], model_range, is_colour)
+        rows["input"].append(image)
+        rows["expected"].append(shown(flat["reconstruction"], model_range, is_colour))
+        rows["anomaly map"].append(in_colours(flat["map"].expand(-1, image.shape[1] // 3, -1, -1), limit, "inferno"))
+        rows["mask"].append(_outlined(image, flat["mask"]))
+    draw_mosaic({name: torch.cat(images) for name, images in rows.items()}, path, captions)
 
 
 def _in_planes(case: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -205,30 +233,20 @@ def _in_planes(case: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: plane.nan_to_num(posinf=0.0) if name in ("map", "mask") else plane for name, plane in planes.items()}
 
 
-def in_rgb(images: Tensor) -> Tensor:
-    """Images (B, 3, *S); those with another number of channels by their first channel."""
-    return images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, *images.shape[2:])
-
-
-def _outlined(images: Tensor, masks: Tensor, model_range: Range) -> Tensor:
-    """Images (1, 3, H, W) with the pixels at the inner border of the mask in colour."""
-    low, high = model_range
+def _outlined(images: Tensor, masks: Tensor) -> Tensor:
+    """Pictures (1, 3 P, H, W) with the pixels at the inner border of the mask in colour."""
     eroded = -nn.functional.max_pool2d(-nn.functional.pad(masks, (1, 1, 1, 1)), 3, stride=1)
     border = (masks > 0) & (eroded <= 0)
-    colour = torch.tensor(_OUTLINE).view(1, 3, 1, 1) * (high - low) + low
+    colour = torch.tensor(_OUTLINE, dtype=torch.uint8).repeat(images.shape[1] // 3)[:, None, None]
     return torch.where(border, colour, images)
 
 
-def thumbnail(image: Tensor, model_range: Range, side_px: int = 64, kind: str = "png") -> bytes:
-    """A small picture of an image (C, *S); of a volume, its axial middle plane."""
+def thumbnail(image: Tensor, side_px: int = 64, kind: str = "png") -> bytes:
+    """A small file of a picture (1, 3 P, *S), the first if P > 1; of a volume, it shows the axial middle plane."""
+    (image,) = image[:, :3]
     if image.ndim == 4:
         image = plane_slices(image, "axial")[:, image.shape[3] // 2]
-    low, high = model_range
-    grey = (((image if len(image) == 3 else image[:1]).as_subclass(Tensor).float().cpu() - low) / (high - low)).clamp(
-        0, 1
-    )
-    pixels = (grey * 255).round().byte().numpy().transpose(1, 2, 0)
-    picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    picture = Image.fromarray(side_by_side(image[None])[0])
     picture.thumbnail((side_px, side_px))
     file = io.BytesIO()
     picture.save(file, kind, quality=88)

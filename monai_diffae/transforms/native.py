@@ -85,9 +85,7 @@ class NativeSpace:
             raise type(cause)(str(cause)) from error
         self.images: dict[Any, MetaTensor] = {k: v for k, v in preprocessed.items() if isinstance(v, MetaTensor)}
         self.image = self.images["image"]
-        first = item["image"][0] if isinstance(item["image"], (list, tuple)) else item["image"]
-        is_file = isinstance(first, (str, os.PathLike))
-        self.suffix = ".png" if is_file and fits_png(first, self.scan) else ".nii.gz"
+        self.suffix = ".png" if fits_png(item["image"], self.scan) else ".nii.gz"
 
     def replaced_by(self, file: PathLike) -> "NativeSpace":
         """The space of the same case with another file as its image, such as one that was written for this space."""
@@ -192,9 +190,10 @@ class NativeSpace:
         return inverted
 
 
-def fits_png(file: PathLike, scan: Scan) -> bool:
-    """Whether a scan comes from a picture of 8 bits, so that PNG can hold images with its intensities."""
-    return len(scan.array) in (1, 3) and is_picture(file) and read_header(file).fits_png
+def fits_png(image: object, scan: Scan) -> bool:
+    """Whether a scan comes from one picture of 8 bits, so that PNG can hold images with its intensities."""
+    is_file = isinstance(image, (str, os.PathLike))  # not a list of channels
+    return is_file and len(scan.array) in (1, 3) and is_picture(image) and read_header(image).fits_png
 
 
 def _nearest(operation: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Write images: in a scan's own space or the model's grid, by functions and as MONAI transforms."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -70,8 +71,10 @@ def write_native(
             raise ConfigError(f"{name}: PNG holds uint8, not {np.dtype(dtype)}; use .nii.gz or .nrrd, or write uint8")
         return write_scan(path, array, value_range=(0, 255))
     array, scan = in_file_axes(array, scan)
-    if scan.header is not None and len(array) == 1 and name.endswith((".nii", ".nii.gz")):
-        return write_like(Path(path), array, scan.header, dtype, description)
+    header, is_nifti = scan.header, name.endswith((".nii", ".nii.gz"))
+    # the header of a file with several channels fits no single one
+    if header is not None and is_nifti and len(array) == 1 and array.size == math.prod(header.get_data_shape()):
+        return write_like(Path(path), array, header, dtype, description)
     affine = None if scan.lacks_geometry else scan.affine
     dtype = _stored_type(array, scan) if dtype is None else dtype
     return write_scan(path, array, affine, dtype=dtype, description=description)
@@ -85,9 +88,10 @@ def _stored_type(array: NDArray[Any], scan: Scan) -> DTypeLike:
     return smallest_type(float(low), float(high), INTEGERS)
 
 
-def image_suffix(shape: Sequence[int], source: str = ".png") -> str:
+def image_suffix(shape: Sequence[int], source: str = ".png", is_colour: bool = False) -> str:
     """Return ``.png`` for a grey or colour 2D image ``[C, *S]`` of a picture, else ``.nii.gz``."""
-    return ".png" if is_picture(source) and len(shape) == 3 and shape[0] in (1, 3) else ".nii.gz"
+    fits = len(shape) == 3 and (shape[0] == 1 or (shape[0] == 3 and is_colour))
+    return ".png" if fits and is_picture(source) else ".nii.gz"
 
 
 def write_image(
@@ -96,9 +100,10 @@ def write_image(
     model_range: Range,
     source: str = ".png",
     affine: Floats | None = None,
+    is_colour: bool = False,
 ) -> Path:
     """Write ``path`` with a suffix from an image (C, *S): 8-bit PNG if the scan ``source`` is a picture, else NIfTI."""
-    values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source)
+    values, suffix = image.detach().float().cpu().numpy(), image_suffix(image.shape, source, is_colour)
     file = path.with_name(f"{path.name}{suffix}")
     value_range = model_range if suffix == ".png" else None
     return write_scan(file, values, affine, value_range=value_range, description=SYNTHETIC)
@@ -260,12 +265,13 @@ class WriteReconstructiond(MapTransform):
             item["field_share"] = float(native.field.mean())
         for key, folder in self.key_iterator(item, self.folders):
             image = torch.as_tensor(item[key]).detach().float().cpu()
-            suffix = image_suffix(image.shape, case.file) if native is None else native.suffix
+            is_colour = isinstance(case.images["image"], Path)  # and not a list of channels
+            suffix = image_suffix(image.shape, case.file, is_colour) if native is None else native.suffix
             file = folder / f"{case.file_name}{suffix}"
             if file.exists() and not self.overwrite:
                 raise ConfigError(f"{file.name}: exists; set overwrite, or choose another output_dir")
             if native is None:
-                write_image(folder / case.file_name, image, self.model_range, case.file, self.affine)
+                write_image(folder / case.file_name, image, self.model_range, case.file, self.affine, is_colour)
             else:
                 description = f"monai_diffae reconstruction from {folder.name}" if self.dicom else None
                 write_case_image(folder, case.file_name, native, native.back(image), case, description)

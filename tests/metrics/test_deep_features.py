@@ -46,11 +46,14 @@ def test_the_perceptual_distance_is_that_of_the_package(weights, reference, pair
     assert expected.min() > 0.01
     colour = [torch.rand(2, 3, 40, 40) for _ in range(2)]
     expected = reference(*(images * 2 - 1 for images in colour)).flatten()
-    torch.testing.assert_close(distance(*colour, (0.0, 1.0)), expected, atol=1e-4, rtol=0)
+    in_colour = metrics.PerceptualDistance(weights, is_colour=True)
+    torch.testing.assert_close(in_colour(*colour, (0.0, 1.0)), expected, atol=1e-4, rtol=0)
     assert distance(pair[0], pair[0]).abs().max() == 0
-    # two channels are two grey images, and the draws of a case are compared in pairs
-    both = [torch.cat([images, images.flip(-1)], dim=1) for images in pair]
-    torch.testing.assert_close(distance(*both), (distance(*pair) + distance(*(i.flip(-1) for i in pair))) / 2)
+    # channels that are no colours are grey images, and the draws of a case are compared in pairs
+    three = [torch.cat([images, images.flip(-1), images], dim=1) for images in pair]
+    torch.testing.assert_close(distance(*three), (2 * distance(*pair) + distance(*(i.flip(-1) for i in pair))) / 3)
+    grey = [distance.features(images) for images in (pair[0], pair[0].flip(-1))]
+    torch.testing.assert_close(distance.features(three[0]), (2 * grey[0] + grey[1]) / 3)
     draws = torch.stack([*pair, pair[0].flip(-2)], dim=1)
     between = [distance(draws[:, i], draws[:, j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     torch.testing.assert_close(pairwise_distance(distance, draws, (-1.0, 1.0)), torch.stack(between).mean(dim=0))

@@ -11,7 +11,7 @@ from PIL import Image
 from monai_diffae.data.scans import Scan, slice_volume
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import caption, check_captions, draw_anomalies, thumbnail
-from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, three_planes
+from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, shown, side_by_side, three_planes
 
 
 def mosaic(tmp_path, rows, **options):
@@ -24,7 +24,7 @@ def flat(*greys, size=8):
 
 
 def test_each_image_stands_in_its_row_and_place_and_range_is_black_to_white(tmp_path):
-    rows = {"a": flat(-1.0, 0.0), "b": flat(1.0, 3.0)}
+    rows = {"a": shown(flat(-1.0, 0.0)), "b": shown(flat(1.0, 3.0))}
     pixels = mosaic(tmp_path, rows)
     enlarged = 1000 // (2 * 10)
     left, cell = pixels.shape[1] - 2 * 10 * enlarged, 10 * enlarged
@@ -49,9 +49,7 @@ def test_volumes_show_their_three_middle_planes_as_a_radiologist_sees_them():
 
 
 def test_differences_are_blue_white_and_red_in_the_mosaic(tmp_path):
-    model_range = (0.0, 2.0)
-    colours = in_colours(flat(-0.5, 0.0, 0.5), 0.5, model_range=model_range)
-    pixels = mosaic(tmp_path, {"a": colours}, model_range=model_range)
+    pixels = mosaic(tmp_path, {"a": in_colours(flat(-0.5, 0.0, 0.5), 0.5)})
     enlarged = -(-1000 // 30)
     left = pixels.shape[1] - 30 * enlarged
     blue, white, red = (
@@ -64,7 +62,29 @@ def test_differences_are_blue_white_and_red_in_the_mosaic(tmp_path):
     assert red[0] > red[2] + 50
 
 
-@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 12, 14, 10)])
+@pytest.mark.parametrize("num_channels", [2, 3, 4])
+def test_channels_that_are_no_colours_are_grey_and_side_by_side(tmp_path, num_channels):
+    image = torch.linspace(-1, 1, num_channels)[None, :, None, None].expand(-1, -1, 10, 10)
+    pixels = mosaic(tmp_path, {"a": shown(image)})
+    places = [
+        pixels.shape[1] - round((num_channels - i - 0.5) * pixels.shape[0] * 10 / 12) for i in range(num_channels)
+    ]
+    expected = np.linspace(0, 255, num_channels).round()
+    np.testing.assert_array_equal(pixels[len(pixels) // 2, places], np.stack([expected] * 3, axis=1))
+    assert side_by_side(shown(torch.zeros(1, num_channels, 4, 8))).shape == (1, 4 * num_channels, 8, 3)  # wide pictures
+    differences = in_colours(image, 1.0)
+    assert differences.shape == (1, 3 * num_channels, 10, 10)  # one colour per channel
+    assert not torch.equal(differences[:, :3], differences[:, -3:])
+
+
+def test_three_channels_are_colours_if_this_is_known(tmp_path):
+    image = torch.tensor([-1.0, 1.0, -1.0])[None, :, None, None].expand(-1, -1, 10, 10)
+    pixels = mosaic(tmp_path, {"a": shown(image, is_colour=True)})
+    assert pixels[pixels.shape[0] // 2, -pixels.shape[0] // 2].tolist() == [0, 255, 0]
+    assert in_colours(image, 1.0, is_colour=True).shape == (1, 3, 10, 10)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 12, 14, 10), (4, 12, 14, 10)])
 def test_the_outline_of_the_mask_is_drawn_where_the_map_is_high(tmp_path, shape):
     size = shape[1:]
     mask = torch.zeros(1, *size)
@@ -94,12 +114,12 @@ def test_captions_have_one_line_each_in_the_order_of_the_names():
 
 def test_a_thumbnail_is_small_and_spans_black_to_white_and_a_volume_shows_its_axial_middle_plane():
     def pixels(image):
-        return np.asarray(Image.open(io.BytesIO(thumbnail(image, (-1.0, 1.0)))))
+        return np.asarray(Image.open(io.BytesIO(thumbnail(shown(image[None])))))[..., 0]
 
     ramp = pixels(torch.linspace(-1, 1, 16).reshape(1, 4, 4))
     assert (ramp.min(), ramp.max()) == (0, 255)
     assert pixels(torch.zeros(1, 100, 200)).shape == (32, 64)
-    assert pixels(torch.zeros(3, 8, 8)).shape == (8, 8, 3)
+    assert np.unique(pixels(torch.tensor([0.0, 1.0])[:, None, None].expand(2, 8, 8))).tolist() == [128]  # the first
     volume = torch.full((1, 6, 10, 20), -1.0)
     volume[0, 5, 9, 10] = 1  # right, anterior
     assert pixels(volume).shape == (10, 6)

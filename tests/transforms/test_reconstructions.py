@@ -9,9 +9,11 @@ from monai.transforms import Compose, ResizeWithPadOrCropd
 from PIL import Image
 
 from monai_diffae import transforms
-from monai_diffae.data import Case, write_scan
+from monai_diffae.data import Case, Scan, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, WriteReconstructiond
+from monai_diffae.transforms.native import fits_png
+from monai_diffae.transforms.writing import image_suffix
 
 PREPROCESSING = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
 
@@ -93,3 +95,22 @@ def test_one_slice_of_a_volume_can_be_served(tmp_path, random):
     np.testing.assert_array_equal(
         done["pred"].affine.numpy(), NativeSpace(transform, {"image": str(path), "slice": 2}).scan.affine
     )
+
+
+def test_only_pictures_of_one_file_and_colours_are_written_as_png(tmp_path):
+    scan = Scan(np.zeros((3, 4, 4), np.float32), np.eye(4))
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    assert fits_png(tmp_path / "a.png", scan)
+    assert not fits_png([str(tmp_path / "a.png")] * 3, scan)  # three channels
+    assert [image_suffix((3, 4, 4), is_colour=is_colour) for is_colour in (False, True)] == [".nii.gz", ".png"]
+
+
+def test_maps_and_images_are_written_in_the_space_of_a_file_with_several_channels(tmp_path):
+    array, affine = np.arange(48, dtype=np.float32).reshape(2, 2, 3, 4), np.diag([2.0, 3, 4, 1])
+    header = nib.Nifti1Image(np.moveaxis(array, 0, -1), affine).header
+    scan = Scan(array, affine, header=header)
+    for name, written in (("image", array + 1), ("map", array[:1] / 7)):
+        file = nib.load(transforms.write_native(tmp_path / f"{name}.nii.gz", written, scan, np.float32))
+        np.testing.assert_array_equal(file.affine, affine)
+        expected = np.moveaxis(written, 0, -1).squeeze()
+        np.testing.assert_array_equal(file.get_fdata(dtype=np.float32), expected)

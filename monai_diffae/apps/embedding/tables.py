@@ -118,6 +118,6 @@ def with_map_columns(
     for image in read_stream(items, trained.preprocessing, ("image",), workers):
         if isinstance(image, Exception):
             raise image
-        pictures.append(thumbnail(torch.from_numpy(image["image"]), trained.model_range))
+        pictures.append(thumbnail(trained.shown(torch.from_numpy(image["image"])[None])))
     labels = table.rename(columns={name: f"label_{name}" for name in MAP_COLUMNS})
     return labels.assign(x=x, y=y, thumbnail=pictures)

@@ -117,8 +117,11 @@ class _AnomalyMaps:
         check_any_usable(len(rows), failed)
         table = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
         captions, shown = [each[1] for each in self._shown], [each[2] for each in self._shown]
-        draw, model_range = pictures.draw_anomalies, self.session.trained.model_range
-        write_atomic(self.folder / "anomaly.png", lambda path: draw(shown, captions, path, model_range))
+        draw, trained = pictures.draw_anomalies, self.session.trained
+        write_atomic(
+            self.folder / "anomaly.png",
+            lambda path: draw(shown, captions, path, trained.model_range, trained.is_colour),
+        )
         write_csv(self.folder / "anomaly.csv", table)
         num_unusual = int((table["p_value"] <= _UNUSUAL).sum())
         return {"num_cases": len(rows), "num_unusual": num_unusual, "num_failed": len(failed)}

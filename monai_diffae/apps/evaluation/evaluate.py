@@ -325,7 +325,8 @@ class _Evaluation:
     def lpips(self) -> metrics.PerceptualDistance | None:
         """LPIPS, if its weights are there."""
         try:
-            return metrics.PerceptualDistance(self.weights.alexnet, self.bundles[0].session.trained.device)
+            trained = self.bundles[0].session.trained
+            return metrics.PerceptualDistance(self.weights.alexnet, trained.device, trained.is_colour)
         except MachineError as error:
             self._omit(None, "lpips", str(error))
             return None
@@ -333,12 +334,14 @@ class _Evaluation:
     @cached_property
     def feature_networks(self) -> dict[str, quality.FeatureNetwork]:
         """The networks for FID, KID, precision and recall for which there are weights."""
-        device = self.bundles[0].session.trained.device
+        trained = self.bundles[0].session.trained
         networks: dict[str, quality.FeatureNetwork] = {} if self.lpips is None else {"alexnet": self.lpips.features}
         if self.weights.radimagenet is not None:
-            networks["radimagenet"] = metrics.RadImageNetFeatures(self.weights.radimagenet, device)
+            networks["radimagenet"] = metrics.RadImageNetFeatures(
+                self.weights.radimagenet, trained.device, trained.is_colour
+            )
         try:
-            networks["inception"] = metrics.InceptionFeatures(device)
+            networks["inception"] = metrics.InceptionFeatures(trained.device, trained.is_colour)
         except MachineError as error:
             logger.debug("no features of Inception v3: %s", error)
         return networks

@@ -418,8 +418,7 @@ class CaseImages:
             for name, distance in rows_of[case_id][["neighbor", "distance"]].itertuples(index=False):
                 cells.append((neighbor_images.get(name), f"{distance:.3g}{neighbor_captions[name]}"))
             rows.append(cells)
-        model_range = self.table_session.trained.model_range
-        write_atomic(path, lambda temporary: pictures.draw_cells(rows, temporary, model_range))
+        write_atomic(path, lambda temporary: pictures.draw_cells(rows, temporary))
 
     def _captions(self, table: pd.DataFrame, ids: Sequence[str]) -> dict[str, str]:
         """The captions of cases by their ids, each line on a line of its own."""
@@ -435,7 +434,7 @@ class CaseImages:
 
     def _images(self, session: sessions.Session, ids: Sequence[str]) -> dict[str, torch.Tensor]:
         read = self._read(session, ids)
-        return {case.id: read.dataset[i]["image"] for i, case in enumerate(read.cases)}
+        return {case.id: session.trained.shown(read.dataset[i]["image"][None]) for i, case in enumerate(read.cases)}
 
     def _read(self, session: sessions.Session, ids: Sequence[str]) -> sessions.ReadCases:
         """Read cases by their ids; those that cannot be read become failures."""

@@ -353,14 +353,19 @@ class GeneratedImages:
         near = latents.nearest_neighbors(
             statistics.normalise(self.z_sem[: len(images)].numpy()), statistics.normalise(train.z), 1
         )
-        rows = [zip(images, [f"generated {i}" for i in range(len(images))], strict=True)] + [
-            zip(train.read.stacked(positions)[0], [f"nearest in {name}\n{d:{digits}}" for d in far], strict=True)
+        shown = self.bundle.session.trained.shown
+        rows = [zip(shown(images).split(1), [f"generated {i}" for i in range(len(images))], strict=True)] + [
+            zip(
+                shown(train.read.stacked(positions)[0]).split(1),
+                [f"nearest in {name}\n{d:{digits}}" for d in far],
+                strict=True,
+            )
             for name, digits, positions, far in (
                 ("pixels", ".3f", in_pixels, distances),
                 ("z_sem", ".1f", near.indices[:, 0].tolist(), near.distances[:, 0]),
             )
         ]
-        draw_cells(rows, path, self.bundle.session.trained.model_range)
+        draw_cells(rows, path)
 
     def _features(self, name: str, images: Tensor) -> Floats:
         trained = self.bundle.session.trained

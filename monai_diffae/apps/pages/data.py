@@ -124,6 +124,11 @@ class ReportData:
         return int(self.result("info").figures["spatial_dims"])
 
     @property
+    def is_colour(self) -> bool:
+        """Whether the channels of the model's images are colours."""
+        return bool(self.result("info").figures["description"].get("colour") == "rgb")
+
+    @property
     def few_images(self) -> int | None:
         """The number of training images if they are few for such a model."""
         num: int | None = read_description(model_file(self.bundle)).get("data", {}).get("train")

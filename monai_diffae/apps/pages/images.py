@@ -19,13 +19,13 @@ from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.page import data_address
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Run
+from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.data.scans import ras_shape, read_scan, slice_volume
 from monai_diffae.errors import ScanError
-from monai_diffae.pictures import fitted, in_colours, plane_slices, thumbnail
-from monai_diffae.policies import Range
+from monai_diffae.pictures import fitted, in_colours, plane_slices, shown, side_by_side, thumbnail
 from monai_diffae.transforms.writing import read_image
 
 Pixels = NDArray[np.uint8]
@@ -81,20 +81,20 @@ class ReportImages:
                 if scan.spatial_dims == 3:
                     scan = slice_volume(scan, "axial", ras_shape(scan)[2] // 2)
                 low, high = np.percentile(scan.array, (0.5, 99.5)).tolist()
-                pixels = _pixels(torch.from_numpy(scan.array)[:, None], (low, max(high, low + 1e-6)))[0]
-                files[case.id] = _write(pixels, self.folder / "scans" / f"{case.file_name}.webp")
+                picture = shown(torch.from_numpy(scan.array)[None], (low, max(high, low + 1e-6)), self._data.is_colour)
+                files[case.id] = _write(side_by_side(picture)[0], self.folder / "scans" / f"{case.file_name}.webp")
         return files
 
     def reconstructions(self) -> dict[str, dict[str, Strips]]:
         """Write the panels of the reconstructed cases, by id and :data:`PANELS`."""
         results, config = self._data.folder / "reconstructions", self.session.trained.config
         ids = self._data.read("reconstructions/reconstructions.csv")["id"].tolist()
-        spacing, model_range = config.get("spacing_mm", (1.0, 1.0, 1.0)), self.session.trained.model_range
+        spacing = config.get("spacing_mm", (1.0, 1.0, 1.0))
         cases: dict[str, dict[str, Strips]] = {}
         for name, image in self.read(ids):
-            panels = _panels(image, results, self._data.file_names[name], model_range)
+            panels = _panels(image, results, self._data.file_names[name], self.session.trained)
             paths = {panel: self.folder / f"{safe_file_name(name)}_{panel}" for panel in panels}
-            cases[name] = {key: _write_strips(each, model_range, spacing, paths[key]) for key, each in panels.items()}
+            cases[name] = {key: _write_strips(each, spacing, paths[key]) for key, each in panels.items()}
         return cases
 
 
@@ -120,19 +120,11 @@ def _thumbnails(
         for old in path.parent.glob(f"{path.name}-*.json"):
             old.unlink()
         low, high = map(float, data.result("info").figures["model_range"])
-        pictures = ((name, thumbnail(image, (low, high), _THUMBNAIL_SIDE, "webp")) for name, image in images)
+        shown_images = ((name, shown(image[None], (low, high), data.is_colour)) for name, image in images)
+        pictures = ((name, thumbnail(image, _THUMBNAIL_SIDE, "webp")) for name, image in shown_images)
         write_json(file, {name: data_address(picture, "webp") for name, picture in pictures})
     kept: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
     return kept
-
-
-def _pixels(slices: Tensor, model_range: Range) -> Pixels:
-    """Slices (C, N, H, W) as (N, H, W, 3) from 0 to 255; with other than 3 channels, the first channel in grey."""
-    low, high = model_range
-    shown = slices if len(slices) == 3 else slices[:1].expand(3, -1, -1, -1)
-    values = ((shown.detach().as_subclass(Tensor).float().cpu() - low) / (high - low)).clamp(0, 1)
-    result: Pixels = (values * 255).round().byte().permute(1, 2, 3, 0).numpy()
-    return result
 
 
 def _write(pixels: Pixels, file: Path) -> Path:
@@ -143,15 +135,15 @@ def _write(pixels: Pixels, file: Path) -> Path:
 # -- reconstructions ---------------------------------------------------------------------------------------------------
 
 
-def _write_strips(image: Tensor, model_range: Range, spacing_mm: Sequence[float], path: Path) -> Strips:
-    """Write an image (C, *S): its slices in three planes, or the only "slice" of a 2D image."""
+def _write_strips(image: Tensor, spacing_mm: Sequence[float], path: Path) -> Strips:
+    """Write a picture (3 P, *S): its slices in three planes, or the only "slice" of a 2D image."""
     is_volume = image.ndim == 4
     files, counts, sizes = {}, {}, {}
     for plane in _PLANES if is_volume else ("image",):
         slices = plane_slices(image, plane) if is_volume else image[:, None]
         r, a, s = spacing_mm if is_volume else (1.0, 1.0, 1.0)
         width_mm, height_mm = {"axial": (r, a), "coronal": (r, s), "sagittal": (a, s)}.get(plane, (1.0, 1.0))
-        frames = enlarged(_pixels(slices, model_range), width_mm / height_mm)
+        frames = enlarged(side_by_side(slices.movedim(1, 0), below=True), width_mm / height_mm)
         height, width = frames[0].shape[:2]
         frames = frames[:: -(-len(frames) * height // _TALLEST)]
         files[plane] = _write(np.concatenate(frames), path.with_name(f"{path.name}_{plane}.webp"))
@@ -167,15 +159,17 @@ def enlarged(frames: Pixels, pixel_aspect: float = 1.0) -> list[Pixels]:
     return [np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)) for frame in frames]
 
 
-def _panels(image: Tensor, results: Path, file_name: str, model_range: Range) -> dict[str, Tensor]:
-    panels = {"input": image.as_subclass(Tensor)}
-    limit = LIMIT * (model_range[1] - model_range[0])
+def _panels(image: Tensor, results: Path, file_name: str, trained: TrainedBundle) -> dict[str, Tensor]:
+    """The pictures (3 P, *S) of a case."""
+    panels = {"input": trained.shown(image[None])[0]}
+    low, high = trained.model_range
     for mode in ("z_sem", "x_T"):
         files = (results / mode / f"{file_name}{suffix}" for suffix in (".png", ".nii.gz"))
-        decoded = read_image(next(file for file in files if file.is_file()), model_range)
-        panels[mode] = _without_slice_axis(decoded, image.ndim - 1)
-        difference = (panels[mode] - panels["input"])[None]
-        panels[f"{mode}_difference"] = in_colours(difference, limit, model_range=model_range)[0]
+        decoded = read_image(next(file for file in files if file.is_file()), (low, high))
+        decoded = _without_slice_axis(decoded, image.ndim - 1)[None]
+        panels[mode] = trained.shown(decoded)[0]
+        colours = in_colours(decoded - image, LIMIT * (high - low), is_colour=trained.is_colour)
+        panels[f"{mode}_difference"] = colours[0]
     return panels
 
 
@@ -187,21 +181,21 @@ def _without_slice_axis(image: Tensor, spatial_dims: int) -> Tensor:
 
 
 def edit_frames(
-    edits: Path, folder: Path, file_name: str, strengths: Sequence[float]
+    edits: Path, folder: Path, file_name: str, strengths: Sequence[float], is_colour: bool
 ) -> dict[float, tuple[Path, Path]]:
     """Write small pictures of a case that ``edit`` has edited: the image and its difference by strength."""
-    images = torch.stack(list(_edited(edits / "images", file_name, strengths)), dim=1)
-    differences = torch.stack(list(_edited(edits / "differences", file_name, strengths)), dim=1)
-    plain = images[:, list(strengths).index(0)]
+    images = torch.stack(list(_edited(edits / "images", file_name, strengths)))
+    differences = torch.stack(list(_edited(edits / "differences", file_name, strengths)))
+    plain = images[list(strengths).index(0)]
     low, high = np.percentile(plain[plain.isfinite()].numpy(), (0.5, 99.5)).tolist()
     high = max(high, low + 1e-6)
     limit = max(float(differences.abs().max()), _LEAST_EDIT_LIMIT * (high - low))
-    colours = in_colours(differences.movedim(1, 0), limit, model_range=(0.0, 1.0)).movedim(0, 1)
-    shown = {"image": _pixels(images, (low, high)), "difference": _pixels(colours, (0.0, 1.0))}
+    pixels = side_by_side(shown(images, (low, high), is_colour), below=True)
+    colours = side_by_side(in_colours(differences, limit, is_colour=is_colour), below=True)
     return {
         strength: (
-            _write(shown["image"][i], folder / f"{file_name}_{strength:+.2f}.webp"),
-            _write(shown["difference"][i], folder / f"{file_name}_{strength:+.2f}_difference.webp"),
+            _write(pixels[i], folder / f"{file_name}_{strength:+.2f}.webp"),
+            _write(colours[i], folder / f"{file_name}_{strength:+.2f}_difference.webp"),
         )
         for i, strength in enumerate(strengths)
     }

@@ -504,7 +504,7 @@ def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
 def _frames(model: ReportData, name: str, direction: Direction, rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The pictures of an edited case, with what the model predicts for each."""
     file_name, folder = model.file_names[rows["id"].iloc[0]], model.folder / "media" / name
-    files = edit_frames(model.folder / name, folder, file_name, rows["strength"].tolist())
+    files = edit_frames(model.folder / name, folder, file_name, rows["strength"].tolist(), is_colour=model.is_colour)
     frames = []
     for row in rows.to_dict("records"):
         prediction = row.get("prediction")

@@ -212,5 +212,5 @@ def write_combined(
     from monai_diffae.transforms.native import fits_png
 
     array = opened.back(image) if difference is None else opened.add_difference(difference)
-    suffix = ".png" if fits_png(case.first_file, opened.scan) else ".nii.gz"
+    suffix = ".png" if fits_png(case.images["image"], opened.scan) else ".nii.gz"
     return transforms.write_native(path.with_name(f"{path.name}{suffix}"), array, opened.scan, description=SYNTHETIC)

@@ -21,7 +21,6 @@ from monai_diffae.data.cases import Case, PatientKey, key_beside
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import bundles, np, npt, pd, provenance, representation, sessions, tables, torch, writing
-from monai_diffae.policies import Range
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating[Any]]
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 _NUM_PICTURED = 4
 _PANEL_PX, _PLANE_PX = 224, 112  # per side of a 2D image and of a plane of a volume, or the model's if it is larger
 _LEAST_SCALE = 0.1  # end of the colour scale, as a fraction of the model's range: small differences should look small
+_SHARE = "share_"  # before the name of a channel
 _LEAST_ACHIEVED = 0.2  # fraction of the requested strength; below it, a warning is logged
 
 Along = Literal["pattern", "weight"]
@@ -98,6 +98,8 @@ def edit(
       the edited image, encoded again;
     - ``achieved``: how far the edited image moved along the direction, in the units of ``strength``;
     - ``mse``: mean squared error to the plain reconstruction, in the model's range;
+    - with several sequences, ``share_<sequence>`` of each: its mean absolute change in the model's range, divided by
+      the sum over all sequences;
     - ``identity``: change of z_sem orthogonal to the direction (normalised); with ``embeddings`` also
       ``nearest_other``, the distance to the nearest other patient, and ``is_itself``, whether the edited image is still
       closest to its own case;
@@ -117,8 +119,9 @@ def edit(
 
     Returns:
         The folder; ``num_cases``; ``num_failed``, listed in ``failures.csv``; ``monotone``, the fraction of cases whose
-        prediction rises from each strength to the next; and ``achieved``, the median of the achieved over the requested
-        strength. The last two are None if they cannot be measured.
+        prediction rises from each strength to the next; ``achieved``, the median of the achieved over the requested
+        strength; and with several sequences the mean of each ``share_<sequence>``. ``monotone`` and ``achieved`` are
+        None if they cannot be measured.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, a direction or the embeddings belong to
@@ -160,6 +163,9 @@ def edit(
     if figures["monotone"] is not None:
         num_rising = round(figures["monotone"] * num_cases)
         notes.append(f"the prediction rises with every step in {num_rising} of {counted(num_cases, 'case')}")
+    shares = [f"{name.removeprefix(_SHARE)} {share:.0%}" for name, share in figures.items() if name.startswith(_SHARE)]
+    if shares:
+        notes.append(f"share of the change: {', '.join(shares)}")
     return Result(out, figures, notes, failed_cases(figures["num_failed"], num_cases), skipped=skipped)
 
 
@@ -198,10 +204,11 @@ class _Edits:
         table = pd.concat(edited)
         write_csv(self.folder / "edits.csv", table)
         titles = strength_titles(self.strengths)
-        draw_changes(self.folder / "edits.png", shown, titles, self.session.trained.model_range)
+        draw_changes(self.folder / "edits.png", shown, titles, self.session.trained)
         return {
             "num_cases": len(read.cases), "num_failed": len(read.failures),
             "monotone": _monotone_share(table, self.direction.kind), "achieved": _achieved_share(table),
+            **{str(name): share for name, share in table.filter(regex=f"^{_SHARE}").mean().dropna().items()},
         }  # fmt: skip
 
     def _edit(self, coded: sessions.CodedCase) -> tuple[pd.DataFrame, torch.Tensor, torch.Tensor]:
@@ -214,8 +221,12 @@ class _Edits:
         z_edited = None
         if self.session.encoder_sees_decoded_images:
             z_edited = inferers.encode_exactly(images, trained.network, trained.inferer).cpu().numpy()
-        mse = differences.square().flatten(1).mean(dim=1).cpu().numpy()
-        rows = self._rows(coded.case.id, coded.case.patient, z_moved, z_edited, mse)
+        changes = {"mse": differences.square().flatten(1).mean(dim=1).cpu().numpy()}
+        if len(trained.channel_names) > 1:
+            sizes = differences.abs().flatten(2).mean(dim=2)
+            shares = (sizes / sizes.sum(dim=1, keepdim=True)).T.cpu().numpy()  # NaN if nothing changes
+            changes |= dict(zip((f"{_SHARE}{name}" for name in trained.channel_names), shares, strict=True))
+        rows = self._rows(coded.case.id, coded.case.patient, z_moved, z_edited, changes)
         return rows, images.cpu(), differences.cpu()
 
     def _write(
@@ -234,18 +245,18 @@ class _Edits:
             transforms.write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)
 
     def _rows(
-        self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, mse: npt.NDArray[np.floating[Any]]
+        self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, changes: Mapping[str, Floats]
     ) -> pd.DataFrame:
         """One row per strength; ``z_edited`` (A, D) is None if the encoder cannot look at edited images."""
         columns: dict[str, Any] = {"id": case_id, "strength": self.strengths, "target": self.direction.predict(z_moved)}
         if z_edited is None:
-            return pd.DataFrame({**columns, "mse": mse})
+            return pd.DataFrame({**columns, **changes})
         z_case = z_moved[self.strengths.index(0)]
         z_norm = self.direction.statistics.normalise(z_edited)
         change = z_norm - self.direction.statistics.normalise(z_case)
         orthogonal = change - np.outer(change @ self.direction.weight, self.direction.line(self.along))
         columns |= {"prediction": self.direction.predict(z_edited), "achieved": self._travel(self.direction, z_edited)}
-        columns |= {"mse": mse, "identity": np.linalg.norm(orthogonal, axis=1)}
+        columns |= {**changes, "identity": np.linalg.norm(orthogonal, axis=1)}
         if self.nearest_other is not None:
             columns["nearest_other"] = self.nearest_other(z_norm, patient)
             columns["is_itself"] = np.linalg.norm(change, axis=1) < columns["nearest_other"]
@@ -339,20 +350,25 @@ def _own_detail(native: transforms.NativeSpace, differences: torch.Tensor) -> tu
     return plain + panels, panels
 
 
-def draw_changes(path: Path, cases: Sequence[CasePicture], titles: Sequence[str], model_range: Range) -> None:
+def draw_changes(
+    path: Path, cases: Sequence[CasePicture], titles: Sequence[str], trained: bundles.TrainedBundle
+) -> None:
     """Draw changed images, and below them their differences in colour; beside them, if they are fewer."""
-    low, high = model_range
+    low, high = trained.model_range
     limit = max(_LEAST_SCALE * (high - low), *(float(case.differences.abs().max()) for case in cases))
     rows: dict[str, torch.Tensor] = {}
     for i, case in enumerate(cases, start=1):
         name = "\n".join(filter(None, [f"case {i}", case.caption]))
-        colours = pictures.in_colours(case.differences, limit, model_range=model_range)
+        images = trained.shown(case.images)
+        colours = pictures.in_colours(case.differences, limit, is_colour=trained.is_colour)
         if len(colours) == len(titles):
-            rows[name], rows[f"difference {i} (±{limit:.2g})"] = case.images, colours
+            rows[name], rows[f"difference {i} (±{limit:.2g})"] = images, colours
         else:
-            rows[name] = torch.cat([pictures.in_rgb(case.images), colours])
+            rows[name] = torch.cat([images, colours])
     if len(rows) == len(cases):
         titles = [*titles, f"difference (±{limit:.2g})"]
     height, width = cases[0].images.shape[-2:]
     footing = pictures.mosaic.PLANES if width > height else ""  # volumes, already in three planes
-    write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, model_range, titles, footing))
+    if len(names := trained.channel_names) > 1:
+        footing = f"{', '.join(names)}. {footing}"
+    write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, titles, footing))

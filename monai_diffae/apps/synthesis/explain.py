@@ -229,7 +229,7 @@ class _Explanations:
         write_csv(folder / "labels.csv", pd.DataFrame(labels, columns=columns))
         write_csv(folder / "shortcuts.csv", pd.DataFrame(tested, columns=list(shortcuts.COLUMNS)))
         shown = [CasePicture(*each["picture"]) for each in found if each["picture"]]
-        edit.draw_changes(folder / "explained.png", shown, ["scan", "counterfactual"], session.trained.model_range)
+        edit.draw_changes(folder / "explained.png", shown, ["scan", "counterfactual"], session.trained)
         pictures.draw_explanation(curves, table, changes).savefig(folder / "labels.png", dpi=120)
         self.store.remove()
         reached = table[table["reached"]]

@@ -40,7 +40,7 @@ class Images:
     seed: Seed = 0
     """Random seed of z_sem and noise."""
     image_format: Format | None = None
-    """File format; by default PNG for 2D images with 1 or 3 channels, else NIfTI."""
+    """File format; by default PNG for 2D images in grey or colour, else NIfTI."""
 
 
 @Parameter(name="*")
@@ -94,7 +94,7 @@ def generate(
         if direction.kind != "binary":
             raise ConfigError(f"direction: '{direction.target}' is a number; use one for a label with two classes")
         direction.warn_if_chance()
-    suffix = writing.image_suffix(trained.image_shape)
+    suffix = writing.image_suffix(trained.image_shape, is_colour=trained.is_colour)
     if images.image_format == "png" and suffix != ".png":
         raise ConfigError(f"image_format: PNG cannot hold images of size {list(trained.image_shape)}; choose nii.gz")
     suffix = suffix if images.image_format is None else f".{images.image_format}"
@@ -119,8 +119,8 @@ def generate(
             codes = _accepted_codes(num_images, sample, direction, condition)
         _write_images(trained, codes, seed, files, suffix, run.batch_size)
         _write_tables(codes, made_from, files, out)
-        rows = _rows_of_picture(files[:_IN_PICTURE], trained.model_range)
-        write_atomic(picture, lambda path: pictures.draw_mosaic(rows, path, trained.model_range))
+        rows = _rows_of_picture(files[:_IN_PICTURE], trained)
+        write_atomic(picture, lambda path: pictures.draw_mosaic(rows, path))
         figures = {"num_images": num_images, "accepted": num_images / (codes.candidates[-1] + 1)}
         log_to_open_run(figures, [picture], "generated")
         return figures
@@ -176,7 +176,7 @@ def _write_images(
         images = trained.inferer.decode(codes.z_sem[numbers].to(trained.device), trained.network, x_T)
         for i, image in zip(numbers, images, strict=True):
             file = files[i].with_name(f"{i:05d}")
-            writing.write_image(file, image, trained.model_range, suffix, trained.grid_affine)
+            trained.write_image(file, image, suffix)
 
 
 def _write_tables(codes: _Codes, made_from: Mapping[str, Any], files: list[Path], out: Path) -> None:
@@ -192,7 +192,7 @@ def _write_tables(codes: _Codes, made_from: Mapping[str, Any], files: list[Path]
     write_csv(out / "generated.csv", pd.DataFrame(columns))
 
 
-def _rows_of_picture(files: list[Path], model_range: tuple[float, float]) -> dict[str, torch.Tensor]:
-    images = [writing.read_image(file, model_range) for file in files]
+def _rows_of_picture(files: list[Path], trained: bundles.TrainedBundle) -> dict[str, torch.Tensor]:
+    images = trained.shown(torch.stack([writing.read_image(file, trained.model_range) for file in files]))
     starts = range(0, len(images), _COLUMNS)
-    return {f"{s} to {min(s + _COLUMNS, len(images)) - 1}": torch.stack(images[s : s + _COLUMNS]) for s in starts}
+    return {f"{s} to {min(s + _COLUMNS, len(images)) - 1}": images[s : s + _COLUMNS] for s in starts}

@@ -15,7 +15,7 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import CohortError
-from monai_diffae.lazy import np, paths, pictures, sessions, writing
+from monai_diffae.lazy import np, paths, pictures, sessions
 
 
 @command
@@ -79,7 +79,8 @@ def _write_morph(session: sessions.Session, cases: list[Case], num_images: int, 
     remove_images(out / "images")
     for position, image in zip(positions, images, strict=True):
         file = out / "images" / f"{position:.{digits}f}"
-        writing.write_image(file, image, trained.model_range, first.case.file, trained.grid_affine)
+        trained.write_image(file, image, first.case.file)
     rows = {"both codes": images, "pixels": paths.lerp(first.image, last.image, positions)}
+    rows = {name: trained.shown(row) for name, row in rows.items()}
     titles = [f"{position:.2g}" for position in positions]
-    write_atomic(out / "interpolation.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range, titles))
+    write_atomic(out / "interpolation.png", lambda path: pictures.draw_mosaic(rows, path, titles))

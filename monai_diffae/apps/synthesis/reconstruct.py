@@ -120,10 +120,10 @@ class _Reconstruction:
         table = pd.DataFrame(rows)
         if "field_share" in table and table["field_share"][:_IN_MOSAIC].min() == 1:
             del self._mosaic["scan"]  # the input shows the same
-        rows_of_mosaic = {label: torch.cat(self._mosaic[name]) for name, label in _ROWS.items() if name in self._mosaic}
-        write_atomic(
-            self.folder / "mosaic.png", lambda path: pictures.draw_mosaic(rows_of_mosaic, path, trained.model_range)
-        )
+        rows_of_mosaic = {
+            label: trained.shown(torch.cat(self._mosaic[name])) for name, label in _ROWS.items() if name in self._mosaic
+        }
+        write_atomic(self.folder / "mosaic.png", lambda path: pictures.draw_mosaic(rows_of_mosaic, path))
         write_csv(self.folder / "reconstructions.csv", table)
         means = {str(name): float(value) for name, value in table.drop(columns="id").mean().items()}
         self.session.warn_if_unlike(np.concatenate(self._z_sem))

@@ -20,7 +20,7 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import bundles, latents, np, npt, pd, pictures, provenance, sessions, tables, torch, writing
+from monai_diffae.lazy import bundles, latents, np, npt, pd, pictures, provenance, sessions, tables, torch
 
 
 @Parameter(name="*", group=Group("Components", sort_key=2))
@@ -114,10 +114,10 @@ def traverse(
         for number, row in images.items():
             for name, image in zip(strength_names(strengths), row, strict=True):
                 file = out / "images" / f"{number:03d}_{name}"
-                writing.write_image(file, image, trained.model_range, codes[2], trained.grid_affine)
-        rows = {f"{number}: {axes.explained[number - 1]:.0%}": row for number, row in images.items()}
+                trained.write_image(file, image, codes[2])
+        rows = {f"{number}: {axes.explained[number - 1]:.0%}": trained.shown(row) for number, row in images.items()}
         titles = strength_titles(strengths)
-        write_atomic(picture, lambda path: pictures.draw_mosaic(rows, path, trained.model_range, titles))
+        write_atomic(picture, lambda path: pictures.draw_mosaic(rows, path, titles))
         shown = [number - 1 for number in numbers]
         columns = {"component": numbers, "std": axes.stds[shown], "explained": axes.explained[shown]}
         write_csv(out / "components.csv", pd.DataFrame(columns))

@@ -57,7 +57,8 @@ def vary(
     session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     cases = session.choose(Choice(cases=(case,)))
     made_from = session.made_from(cases, num_images=num_images, seed=seed)
-    picture, suffix = out / "variations.png", writing.image_suffix(session.trained.image_shape, cases[0].file)
+    shape, is_colour = session.trained.image_shape, session.trained.is_colour
+    picture, suffix = out / "variations.png", writing.image_suffix(shape, cases[0].file, is_colour)
     results = [picture, out / f"mean{suffix}", out / "std.nii.gz", out / "images"]
 
     def make() -> Mapping[str, Any]:
@@ -83,15 +84,15 @@ def _write_variations(
         (out / f"mean{suffix}").unlink(missing_ok=True)
     files = {f"images/{i:03d}": image for i, image in enumerate(images)} | {"mean": mean[0]}
     for name, image in files.items():
-        writing.write_image(out / name, image, trained.model_range, coded.case.file, trained.grid_affine)
+        trained.write_image(out / name, image, coded.case.file)
     scans.write_scan(out / "std.nii.gz", std[0].cpu().numpy(), trained.grid_affine)
     reconstruction = session.decode(coded.z_sem, coded.x_T)
     largest = float(std.max())
-    std_in_colours = pictures.in_colours(std, largest, "magma", trained.model_range)
+    std_in_colours = pictures.in_colours(std, largest, "magma", trained.is_colour)
     rows = {
-        "input, own x_T": torch.cat([coded.image, reconstruction]),
-        "new x_T": images[:_IN_PICTURE],
-        f"mean, std (to {largest:.2f})": torch.cat([pictures.in_rgb(mean).cpu(), std_in_colours]),
+        "input, own x_T": trained.shown(torch.cat([coded.image, reconstruction])),
+        "new x_T": trained.shown(images[:_IN_PICTURE]),
+        f"mean, std (to {largest:.2f})": torch.cat([trained.shown(mean), std_in_colours]),
     }
-    write_atomic(out / "variations.png", lambda path: pictures.draw_mosaic(rows, path, trained.model_range))
+    write_atomic(out / "variations.png", lambda path: pictures.draw_mosaic(rows, path))
     return float(std.mean())

@@ -118,9 +118,8 @@ def image_loss(
             f"lpips_weight: images of {' x '.join(map(str, size))} are too small for LPIPS; "
             f"it needs {metrics.SMALLEST_SIDE} along each axis: set it to 0, or use gradient_weight"
         )
-    return engines.ImageLoss(
-        gradient_weight, lpips_weight, metrics.PerceptualDistance(alexnet, trained.device), trained.model_range
-    )
+    lpips = metrics.PerceptualDistance(alexnet, trained.device, trained.is_colour)
+    return engines.ImageLoss(gradient_weight, lpips_weight, lpips, trained.model_range)
 
 
 def read_teaching_cases(teacher: sessions.Session, out: str, limit: int | None = None) -> sessions.ReadCases:

@@ -189,7 +189,7 @@ def _description(network: networks.DiffusionAutoencoder, size: list[int], diffus
     shipped = shipped_bundle(f"diffae_{network.spatial_dims}d") / "configs" / "train.json"
     config = {**json.loads(shipped.read_text()), **_OFFICIAL, "diffusion": diffusion, "image_size": size}
     shared = {key: value for key, value in _arguments(network, "unet").items() if key in config}
-    config |= shared
+    config |= shared | ({"colour": "rgb"} if network.in_channels == 3 else {})
     for name in ("unet", "encoder"):
         # A value that the shipped config shares between the networks stays a key of its own.
         arguments = {

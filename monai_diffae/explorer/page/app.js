@@ -367,7 +367,7 @@ function sampleCanvases({ shape, values }) {
   const size = values.length / shape[0];
   return Array.from({ length: shape[0] }, (_, i) => {
     const root = element("div", { className: "views sample" });
-    const one = new Viewer(root, { modelRange: data.model_range, imageShape: data.image_shape, spacing: data.spacing, only: "image" });
+    const one = new Viewer(root, { modelRange: data.model_range, imageShape: data.image_shape, isColour: data.is_colour, spacing: data.spacing, only: "image" });
     one.show({ image: { shape: shape.slice(1), values: values.subarray(i * size, (i + 1) * size) } });
     return root;
   });
@@ -459,7 +459,7 @@ async function start() {
   document.title = `${data.bundle}: explore`;
   map = new CaseMap($("points"), $("overlay"), { onOpen: open, onPoint: point, pictureOf: api.thumbnail });
   map.setPlaces(data.x, data.y);
-  viewer = new Viewer($("views"), { modelRange: data.model_range, imageShape: data.image_shape, spacing: data.spacing });
+  viewer = new Viewer($("views"), { modelRange: data.model_range, imageShape: data.image_shape, isColour: data.is_colour, spacing: data.spacing });
   editor = new Editor({
     recipe: shownRecipe, onImage: showImage, onError: fail,
     onBusy: () => (state.hasFailed = false),

@@ -1,4 +1,5 @@
-// The pictures of a case: scan, edited image and difference; of a volume three planes each, with sliders.
+// The pictures of a case: scan, edited image and difference; of a volume three planes each, with sliders. Channels that
+// are not colours are shown side by side.
 
 const PLANES = ["axial", "coronal", "sagittal"];
 const TITLES = { scan: "Scan", image: "Edited image (synthetic)", difference: "Difference" };
@@ -6,20 +7,20 @@ const SIDES = { axial: "R", coronal: "R", sagittal: "A" }; // what lies on the l
 const LESS = [86, 180, 233];
 const MORE = [230, 130, 0];
 
-/** A plane of an array [C, *S]: {width, height, channels, at(channel, x, y) -> index}. Volumes are in RAS order. */
+/** A plane of an array [C, *S]: {width, height, at(channel, x, y) -> index}. Volumes are in RAS order. */
 function plane({ shape }, name, voxel) {
   if (shape.length === 3) {
-    const [channels, height, width] = shape;
-    return { width, height, channels, at: (c, x, y) => (c * height + y) * width + x };
+    const [, height, width] = shape;
+    return { width, height, at: (c, x, y) => (c * height + y) * width + x };
   }
-  const [channels, R, A, S] = shape;
+  const [, R, A, S] = shape;
   const index = (c, r, a, s) => ((c * R + r) * A + a) * S + s;
   const views = {
     axial: { width: R, height: A, at: (c, x, y) => index(c, R - 1 - x, A - 1 - y, voxel[2]) },
     coronal: { width: R, height: S, at: (c, x, y) => index(c, R - 1 - x, voxel[1], S - 1 - y) },
     sagittal: { width: A, height: S, at: (c, x, y) => index(c, voxel[0], A - 1 - x, S - 1 - y) },
   };
-  return { channels, ...views[name] };
+  return views[name];
 }
 
 function mark(kind, text) {
@@ -30,11 +31,13 @@ function mark(kind, text) {
 }
 
 export class Viewer {
-  constructor(root, { modelRange, imageShape, spacing, only }) {
+  constructor(root, { modelRange, imageShape, isColour, spacing, only }) {
     [this.low, this.high] = modelRange;
     this.isVolume = imageShape.length === 4;
     this.spacing = spacing || [1, 1, 1];
     this.size = imageShape.slice(1);
+    this.isColour = isColour;
+    this.panels = isColour ? 1 : imageShape[0];
     this.voxel = this.size.map((length) => Math.floor(length / 2));
     this.window = 1;
     this.level = 0.5;
@@ -77,9 +80,10 @@ export class Viewer {
 
   aspect(name) {
     const [h, w] = this.size;
-    if (name === "whole") return `${w} / ${h}`;
+    if (name === "whole") return `${w * this.panels} / ${h}`;
     const [R, A, S] = this.size.map((length, i) => length * this.spacing[i]);
-    return { axial: `${R} / ${A}`, coronal: `${R} / ${S}`, sagittal: `${A} / ${S}` }[name];
+    const [width, height] = { axial: [R, A], coronal: [R, S], sagittal: [A, S] }[name];
+    return `${width * this.panels} / ${height}`;
   }
 
   addScale(figure) {
@@ -162,14 +166,15 @@ export class Viewer {
       return;
     }
     const view = plane(array, name, this.voxel);
-    canvas.width = view.width;
+    const width = view.width * this.panels;
+    canvas.width = width;
     canvas.height = view.height;
-    if (name === "whole") canvas.style.aspectRatio = `${view.width} / ${view.height}`;
-    const pixels = context.createImageData(view.width, view.height);
+    if (name === "whole") canvas.style.aspectRatio = `${width} / ${view.height}`;
+    const pixels = context.createImageData(width, view.height);
     const paint = key === "difference" ? this.difference(array, view) : this.grey(array, view);
     for (let y = 0, i = 0; y < view.height; y += 1) {
-      for (let x = 0; x < view.width; x += 1, i += 4) {
-        paint(x, y, pixels.data, i);
+      for (let x = 0; x < width; x += 1, i += 4) {
+        paint(Math.floor(x / view.width), x % view.width, y, pixels.data, i);
         pixels.data[i + 3] = 255;
       }
     }
@@ -182,17 +187,18 @@ export class Viewer {
   }
 
   grey({ values }, view) {
-    const channels = view.channels === 3 ? [0, 1, 2] : [0, 0, 0];
-    return (x, y, data, i) => channels.forEach((c, k) => (data[i + k] = this.shade(values[view.at(c, x, y)])));
+    return (panel, x, y, data, i) => {
+      for (let k = 0; k < 3; k += 1) data[i + k] = this.shade(values[view.at(this.isColour ? k : panel, x, y)]);
+    };
   }
 
   /** The difference in blue and orange over the scan in grey. */
   difference({ values }, view) {
     const base = this.arrays.scan && this.arrays.scan.values;
-    const channels = Array.from({ length: view.channels }, (_, c) => c);
-    return (x, y, data, i) => {
-      const change = channels.reduce((sum, c) => sum + values[view.at(c, x, y)], 0) / view.channels;
-      const grey = base ? 0.55 * this.shade(base[view.at(0, x, y)]) : 0;
+    const channels = this.isColour ? [0, 1, 2] : [0];
+    return (panel, x, y, data, i) => {
+      const change = channels.reduce((sum, c) => sum + values[view.at(panel + c, x, y)], 0) / channels.length;
+      const grey = base ? 0.55 * this.shade(base[view.at(panel, x, y)]) : 0;
       const strength = Math.min(Math.abs(change) / (this.limit || 1), 1) ** 0.8;
       const colour = change < 0 ? LESS : MORE;
       for (let k = 0; k < 3; k += 1) data[i + k] = grey + (colour[k] - grey) * strength;

@@ -156,7 +156,7 @@ def test_wrong_arguments_are_one_line(table, write, tmp_path):
 
 def test_captions_are_drawn_only_if_they_are_asked_for(labelled, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("monai_diffae.pictures.draw_cells", lambda rows, path, _: drawn.append(rows) or path.touch())
+    monkeypatch.setattr("monai_diffae.pictures.draw_cells", lambda rows, path: drawn.append(rows) or path.touch())
     options = {"bundle": labelled.bundle, "cohort": labelled.cohort, "device": "cpu", "k": 2, "limit": 1}
     result = neighbors(labelled.embeddings, tmp_path / "plain", **options)
     neighbors(labelled.embeddings, tmp_path / "named", **options, captions=["id", "wide"])

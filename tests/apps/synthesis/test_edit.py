@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from monai_diffae import edit, embed, load_bundle, reconstruct
@@ -208,3 +209,24 @@ def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, 
     columns = [] if len(trained.image_keys) == 2 else ["prediction", "achieved", "mse", "identity", "drift_wide"]
     assert table.columns.tolist() == ["id", "strength", "target", *(columns or ["mse"])]
     assert ("the encoder sees encoder_image" in caplog.text) == (not columns)
+
+
+def test_edits_tell_which_sequence_changed(sequences, tmp_path):
+    options = {"direction": sequences.direction, "strengths": (-2, 2), "limit": 2, "device": "cpu"}
+    result = edit(sequences.bundle, sequences.cohort, tmp_path / "out", **options)
+    table = pd.read_csv(tmp_path / "out" / "edits.csv", index_col=["id", "strength"])
+    case = load_bundle(sequences.bundle, "cpu").open(
+        [sequences.cohort.parent / f"{name}_1.nii.gz" for name in ("T1", "FLAIR", "T1c")]
+    )
+    moved = read_direction(sequences.direction).move(case.z_sem.numpy(), 2.0)
+    change = case.decode(torch.from_numpy(moved), case.x_T) - case.decode(case.z_sem, case.x_T)
+    sizes = change[0].abs().mean(dim=(1, 2))
+    shares = table.filter(like="share_")
+    np.testing.assert_allclose(shares.loc["case-1", 2.0], sizes / sizes.sum(), atol=1e-4)
+    assert shares.loc["case-1", 0.0].isna().all()
+    means = shares.dropna().mean()
+    text = ", ".join(f"{name.removeprefix('share_')} {share:.0%}" for name, share in means.items())
+    assert f"share of the change: {text}" in list(result.lines())
+    assert {name: result.figures[name] for name in means.index} == pytest.approx(means.to_dict())
+    difference = nib.load(tmp_path / "out" / "differences" / "case-1_+2.00.nii.gz")
+    assert difference.shape == (20, 24, 1, 3)

@@ -142,3 +142,11 @@ def test_what_it_cannot_do_is_one_line(labelled, latent_bundle, tiny_bundle_3d, 
     ):
         with pytest.raises((ConfigError, CohortError), match=message):
             generate(bundle, tmp_path / "out", **{**EXACT, **options})
+
+
+def test_sequences_are_written_as_nifti_because_they_are_no_colours(sequences, with_latent, tmp_path):
+    generate(with_latent(sequences.bundle), tmp_path, num_images=1, device="cpu")
+    assert nib.load(tmp_path / "images" / "00000.nii.gz").shape == (16, 16, 1, 3)
+    with Image.open(tmp_path / "generated.png") as picture:
+        pixels = np.asarray(picture)[:, -30:]
+    assert (pixels == pixels[..., :1]).all()
