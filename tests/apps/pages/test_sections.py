@@ -23,7 +23,7 @@ from monai_diffae.apps.pages.report import PageRun
 from monai_diffae.apps.pages.scores import quality_values
 from monai_diffae.apps.pages.sections import Report, Section, scanner_section
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
-from monai_diffae.pictures import three_planes
+from monai_diffae.pictures import shown, three_planes
 
 BAD = "<script>alert(1)</script> & more"
 
@@ -120,15 +120,15 @@ def test_each_condition_has_a_line_and_each_metric_a_column():
 
 def test_the_slices_of_a_volume_lie_below_each_other_in_three_planes(tmp_path):
     volume = torch.rand(1, 6, 7, 8) * 2 - 1
-    strips = _write_strips(volume, (-1.0, 1.0), (1.0, 1.0, 2.0), tmp_path / "case")
+    strips = _write_strips(shown(volume[None])[0], (1.0, 1.0, 2.0), tmp_path / "case")
     assert strips.counts == {"axial": 8, "coronal": 7, "sagittal": 6}
     assert strips.sizes == {"axial": "110/128", "coronal": "48/128", "sagittal": "56/128"}  # 6 x 7 mm, 6 x 16, 7 x 16
     assert Image.open(strips.files["axial"]).size == (110, 8 * 128)
     axial = np.asarray(Image.open(strips.files["axial"]).convert("L"), float)[5 * 128 : 6 * 128]
     plane = ((three_planes(volume[None], [3, 4, 5])[0, 0, :7, :6] + 1) / 2 * 255).numpy()
-    shown = np.asarray(Image.fromarray(axial.astype("uint8")).resize((6, 7), Image.Resampling.BOX), float)
-    assert np.corrcoef(shown.ravel(), plane.ravel())[0, 1] > 0.97
-    tall = _write_strips(torch.zeros(1, 200, 200, 200), (-1.0, 1.0), (1.0, 1.0, 1.0), tmp_path / "tall")
+    small = np.asarray(Image.fromarray(axial.astype("uint8")).resize((6, 7), Image.Resampling.BOX), float)
+    assert np.corrcoef(small.ravel(), plane.ravel())[0, 1] > 0.97
+    tall = _write_strips(torch.zeros(3, 200, 200, 200, dtype=torch.uint8), (1.0, 1.0, 1.0), tmp_path / "tall")
     assert tall.counts["axial"] == 67  # every third slice, as the format has a limit
     assert enlarged(np.zeros((2, 16, 32, 3), np.uint8))[0].shape == (64, 128, 3)
     assert enlarged(np.zeros((2, 200, 100, 3), np.uint8))[0].shape == (200, 100, 3)
