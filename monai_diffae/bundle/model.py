@@ -151,8 +151,8 @@ class TrainedBundle:
         Args:
             image: a path; a list of paths, the channels of one image; an array ``[C, *S]``; a MetaTensor, which brings
                 its affine; or a mapping from the names of sequences, or image keys, to one of these, with ``mask`` for
-                bundles that see a region. A 2D image has rows first. A volume in a 2D bundle is opened as all slices that the bundle's ``slice_range`` and
-                ``slice_step`` select.
+                bundles that see a region. A 2D image has rows first. A volume in a 2D bundle is opened as all slices
+                that the bundle's ``slice_range`` and ``slice_step`` select.
             slice: for a volume in a 2D bundle: this slice only, counted from 0 at the inferior (axial), posterior
                 (coronal) or left (sagittal) end, not along the file.
             id: the case's id; None: the file's name without its suffix, or ``""``.
@@ -331,8 +331,8 @@ def _named_images(images: Mapping[str, CaseImage], config: Mapping[str, Any]) ->
     sequences = {"image": config.get("sequences", []), "encoder_image": config.get("encoder_sequences", [])}
     if missing := [name for names in sequences.values() for name in names if name not in images]:
         raise ConfigError(f"image: the bundle takes the sequence {missing[0]}, which is not given; add it")
-    named = {key: [images[name] for name in names] for key, names in sequences.items() if names}
-    return {**named, **({"mask": images["mask"]} if "mask" in images else {})} or dict(images)
+    named: dict[str, Any] = {key: [images[name] for name in names] for key, names in sequences.items() if names}
+    return named | ({"mask": images["mask"]} if "mask" in images else {}) or dict(images)
 
 
 def _name(image: CaseImage) -> str:

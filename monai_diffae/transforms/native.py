@@ -192,8 +192,9 @@ class NativeSpace:
 
 def fits_png(image: object, scan: Scan) -> bool:
     """Whether a scan comes from one picture of 8 bits, so that PNG can hold images with its intensities."""
-    is_file = isinstance(image, (str, os.PathLike))  # not a list of channels
-    return is_file and len(scan.array) in (1, 3) and is_picture(image) and read_header(image).fits_png
+    if not isinstance(image, (str, os.PathLike)):  # such as a list of channels
+        return False
+    return len(scan.array) in (1, 3) and is_picture(image) and read_header(image).fits_png
 
 
 def _nearest(operation: dict[str, Any]) -> dict[str, Any]:
