@@ -52,6 +52,8 @@ class PatchWords(nn.Module):
         num_words: the number K of words; None: 200, in 3D 100.
         patch: pixels per axis of a patch; None: 6, in 3D 5.
         cells: cells per axis over which patches are averaged; None: 4, in 3D 3.
+        asymmetry: give how much these features differ from those of the mirrored image instead, left to right: along
+            the last axis, in 3D the first. A brain's halves are alike unless one of them is ill.
 
     Example:
         >>> words = PatchWords([32, 32], num_words=20)
@@ -72,9 +74,11 @@ class PatchWords(nn.Module):
         num_words: int | None = None,
         patch: int | None = None,
         cells: int | None = None,
+        asymmetry: bool = False,
     ) -> None:
         super().__init__()
         dims = len(size)
+        self.asymmetry, self.left_right = asymmetry, 2 if dims == 3 else -1
         num_words, patch, cells = num_words or _NUM_WORDS[dims], patch or _PATCH[dims], cells or _CELLS[dims]
         small = [min(side, MOST_PIXELS[dims]) for side in size]
         self.sides = [min(patch, side) for side in small]
@@ -89,7 +93,13 @@ class PatchWords(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, F) of images (B, C, *S), in their dtype."""
-        small = self.shrink(x.float())
+        features = self._features(x.float())
+        if self.asymmetry:
+            features = (features - self._features(x.float().flip([self.left_right]))).abs()
+        return features.to(x.dtype)
+
+    def _features(self, x: Tensor) -> Tensor:
+        small = self.shrink(x)
         ones = torch.ones_like(self.filters[:1]) / self.filters.shape[0]
         variance = _convolved(small.square(), ones) - _convolved(small, ones).square()
         white = _convolved(small, self.filters) / (variance.clamp(min=0) + self.faint).sqrt()
@@ -98,7 +108,7 @@ class PatchWords(nn.Module):
         squares = patches.square().sum(dim=1, keepdim=True) + self.words.square().sum(dim=1)[:, None]
         distances = (squares - 2 * torch.matmul(self.words, patches)).clamp(min=0).sqrt()
         nearer = (distances.mean(dim=1, keepdim=True) - distances).clamp(min=0)
-        return self.pool(nearer.unflatten(2, positions)).flatten(1).to(x.dtype)
+        return self.pool(nearer.unflatten(2, positions)).flatten(1)
 
     @torch.jit.unused
     @torch.no_grad()

@@ -107,3 +107,13 @@ def test_an_anchored_encoder_finds_words_before_its_components_and_stores_both()
     assert torch.equal(anchored_numbers, encoder(images)[:, :6])
     with pytest.raises(ConfigError, match="0 patches with contrast, too few for 9 words"):
         PatchWords([8, 8], num_words=9).fit(torch.zeros(4, 1, 8, 8))
+
+
+@pytest.mark.parametrize("size", [[12, 12], [8, 8, 8]])
+def test_asymmetry_is_that_of_left_and_right(size):
+    images, axis = torch.rand(30, 1, *size), 2 if len(size) == 3 else -1
+    words = PatchWords(size, num_words=5, asymmetry=True)
+    words.fit(images)
+    torch.testing.assert_close(words(images.flip([axis])), words(images))
+    assert words(images).mean() > 0.01
+    torch.testing.assert_close(words(images + images.flip([axis])), torch.zeros(30, words.out_features))
