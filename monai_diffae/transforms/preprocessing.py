@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from monai.data.utils import AFFINE_TOL, zoom_affine
 from monai.transforms import Crop, InvertibleTransform, MapTransform, SpatialResample
 from monai.transforms.spatial.functional import orientation
-from monai.utils import TraceKeys
+from monai.utils import TraceKeys, ensure_tuple
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
@@ -257,9 +257,10 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         keys: images ``[C, *S]``.
         method: the intensities that are mapped to the ends of ``model_range``: the ``"percentiles"`` of each channel,
             the ``"window"``, or minimum and maximum of each channel (``"minmax"``); values beyond are clipped.
-            ``"none"`` keeps the values, which must be in the model's range already.
+            ``"none"`` keeps the values, which must be in the model's range already. Or a list with one per channel.
         percentiles: two percentiles in 0..100, for ``"percentiles"``.
-        window_hu: two intensities, for ``"window"`` (Hounsfield units of a CT; by default soft tissue).
+        window_hu: two intensities, for ``"window"`` (Hounsfield units of a CT; by default soft tissue); or a list with
+            two per channel.
         model_range: the range of values that the model works with.
 
     Example:
@@ -270,17 +271,19 @@ class ToModelRanged(MapTransform, InvertibleTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        method: Method = "percentiles",
+        method: Method | Sequence[Method] = "percentiles",
         percentiles: Range = (0.5, 99.5),
-        window_hu: Range = (-160, 240),
+        window_hu: Range | Sequence[Range] = (-160, 240),
         model_range: Range = (-1, 1),
     ) -> None:
         super().__init__(keys)
-        check_choice("method", method, Method)
-        for name, (low, high) in {"window_hu": window_hu, "model_range": model_range}.items():
+        for each in ensure_tuple(method):
+            check_choice("method", each, Method)
+        windows = np.reshape(window_hu, (-1, 2)).tolist()
+        for name, (low, high) in (*(("window_hu", window) for window in windows), ("model_range", model_range)):
             if not low < high:
                 raise ConfigError(f"{name}: ({low}, {high}) are not two increasing numbers")
-        self.method, self.percentiles, self.window_hu = method, percentiles, window_hu
+        self.method, self.percentiles, self.window_hu = method, percentiles, windows
         self.model_range = model_range
 
     def __call__(self, data: Item) -> Item:
@@ -316,16 +319,21 @@ class ToModelRanged(MapTransform, InvertibleTransform):
     def _ends(self, image: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """The intensities that are mapped to the ends of the model's range, each ``[C, 1, ...]``."""
         channels, ones = len(image), [1] * (image.ndim - 1)
-        if self.method in ("window", "none"):
-            fixed = self.window_hu if self.method == "window" else self.model_range
-            low, high = (np.full(channels, v, np.float64) for v in fixed)
-        else:
-            values: NDArray[np.float32] = np.asarray(image.detach().cpu()).reshape(channels, -1)
+        values: NDArray[np.float32] = np.asarray(image.detach().cpu()).reshape(channels, -1)
+        methods, windows = (self._per_channel(each, channels) for each in (ensure_tuple(self.method), self.window_hu))
+        pairs = [
+            window if method == "window" else self.model_range if method == "none"
             # numpy's percentile, because torch.quantile cannot handle more than 16 million voxels
-            percentiles = self.percentiles if self.method == "percentiles" else (0, 100)
-            low, high = np.percentile(values, percentiles, axis=1)
-        if not (high > low).all():
+            else np.percentile(channel, self.percentiles if method == "percentiles" else (0, 100))
+            for channel, method, window in zip(values, methods, windows, strict=True)
+        ]  # fmt: skip
+        if not all(high > low for low, high in pairs):
             raise ScanError(f"{name}: constant between its percentiles; omit it, or use method minmax")
-        ends = torch.tensor(np.stack([low, high]), dtype=torch.float32, device=image.device)
+        ends = torch.tensor(np.stack(pairs, axis=1), dtype=torch.float32, device=image.device)
         low_end, high_end = ends.reshape(2, channels, *ones)
         return low_end, high_end
+
+    def _per_channel(self, values: Sequence[Any], channels: int) -> Sequence[Any]:
+        if len(values) not in (1, channels):
+            raise ConfigError(f"intensity: {len(values)} values for {channels} channels; give one, or one per channel")
+        return [*values] * channels if len(values) == 1 else values

@@ -161,3 +161,12 @@ def test_volumes_are_resampled_in_slabs_as_in_one_go_and_back():
     torch.testing.assert_close(one.affine, other.affine)
     back = [spacing.inverse({"image": each})["image"] for spacing, each in ((whole, one), (slabs, other))]
     torch.testing.assert_close(back[0].as_tensor(), back[1].as_tensor(), rtol=0, atol=1e-5)
+
+
+def test_each_channel_has_its_own_intensities():
+    image = torch.stack([torch.linspace(-1000, 1000, 100), torch.linspace(0, 7, 100)]).reshape(2, 10, 10)
+    scaled = mapped(image, method=["window", "minmax"], window_hu=[(-160, 240), (0, 1)])
+    assert torch.equal(scaled[:1], mapped(image[:1], method="window"))
+    assert torch.equal(scaled[1:], mapped(image[1:], method="minmax"))
+    with pytest.raises(ConfigError, match="3 values for 2 channels"):
+        mapped(image, method=["window", "minmax", "none"])
