@@ -1,0 +1,43 @@
+"""The mask of a case on its own grid."""
+
+import numpy as np
+import pytest
+
+from monai_diffae.data.cases import Case
+from monai_diffae.data.masks import case_mask
+from monai_diffae.data.scans import read_scan, slice_volume, write_scan
+
+AFFINE = np.array([[0, 2.0, 0, 5], [-2, 0, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]])  # other axes than RAS
+
+
+@pytest.fixture
+def case(tmp_path):
+    volume = np.random.default_rng(0).random((1, 12, 10, 8))
+    labels = np.zeros_like(volume)
+    labels[0, 3:6, 2:7, 4:6] = 2
+    image, mask = (
+        write_scan(tmp_path / f"{name}.nii.gz", array, AFFINE) for name, array in (("a", volume), ("m", labels))
+    )
+    return Case("a", {"image": image}, "p", mask=mask)
+
+
+def test_a_mask_has_the_grid_of_the_scan_or_of_the_slice(case):
+    mask, scan = case_mask(case), read_scan(case.mask)
+    np.testing.assert_array_equal(mask, scan.array[0] > 0)
+    one = case_mask(Case("a", case.images, "p", slice_index=4, mask=case.mask), "coronal")
+    np.testing.assert_array_equal(one, slice_volume(scan, "coronal", 4).array[0] > 0)
+
+
+def test_a_mask_on_a_finer_grid_is_brought_to_that_of_the_scan(case, tmp_path):
+    fine = np.kron(read_scan(case.mask).array[0], np.ones((2, 2, 2)))[None]
+    half = np.diag([0.5, 0.5, 0.5, 1])
+    half[:3, 3] = -0.25  # the corner of the first voxel stays
+    mask = write_scan(tmp_path / "fine.nii.gz", fine, AFFINE @ half)
+    np.testing.assert_array_equal(case_mask(Case("a", case.images, "p", mask=mask)), case_mask(case))
+
+
+def test_without_a_usable_mask_there_is_none(case, tmp_path, caplog):
+    assert case_mask(Case("a", case.images, "p")) is None
+    no_mask = write_scan(tmp_path / "values.nii.gz", np.random.default_rng(1).random((1, 12, 10, 8)), AFFINE)
+    assert case_mask(Case("a", case.images, "p", mask=no_mask)) is None
+    assert "it is no mask" in caplog.text
