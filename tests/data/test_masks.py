@@ -1,5 +1,7 @@
 """The mask of a case on its own grid."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,16 +17,14 @@ def case(tmp_path):
     volume = np.random.default_rng(0).random((1, 12, 10, 8))
     labels = np.zeros_like(volume)
     labels[0, 3:6, 2:7, 4:6] = 2
-    image, mask = (
-        write_scan(tmp_path / f"{name}.nii.gz", array, AFFINE) for name, array in (("a", volume), ("m", labels))
-    )
-    return Case("a", {"image": image}, "p", mask=mask)
+    image = write_scan(tmp_path / "a.nii.gz", volume, AFFINE)
+    return Case("a", {"image": image}, "p", mask=write_scan(tmp_path / "m.nii.gz", labels, AFFINE))
 
 
 def test_a_mask_has_the_grid_of_the_scan_or_of_the_slice(case):
     mask, scan = case_mask(case), read_scan(case.mask)
     np.testing.assert_array_equal(mask, scan.array[0] > 0)
-    one = case_mask(Case("a", case.images, "p", slice_index=4, mask=case.mask), "coronal")
+    one = case_mask(replace(case, slice_index=4), "coronal")
     np.testing.assert_array_equal(one, slice_volume(scan, "coronal", 4).array[0] > 0)
 
 
@@ -33,11 +33,10 @@ def test_a_mask_on_a_finer_grid_is_brought_to_that_of_the_scan(case, tmp_path):
     half = np.diag([0.5, 0.5, 0.5, 1])
     half[:3, 3] = -0.25  # the corner of the first voxel stays
     mask = write_scan(tmp_path / "fine.nii.gz", fine, AFFINE @ half)
-    np.testing.assert_array_equal(case_mask(Case("a", case.images, "p", mask=mask)), case_mask(case))
+    np.testing.assert_array_equal(case_mask(replace(case, mask=mask)), case_mask(case))
 
 
-def test_without_a_usable_mask_there_is_none(case, tmp_path, caplog):
-    assert case_mask(Case("a", case.images, "p")) is None
-    no_mask = write_scan(tmp_path / "values.nii.gz", np.random.default_rng(1).random((1, 12, 10, 8)), AFFINE)
-    assert case_mask(Case("a", case.images, "p", mask=no_mask)) is None
+def test_without_a_usable_mask_there_is_none(case, caplog):
+    assert case_mask(replace(case, mask=None)) is None
+    assert case_mask(replace(case, mask=case.first_file)) is None
     assert "it is no mask" in caplog.text

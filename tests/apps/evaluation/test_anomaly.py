@@ -147,7 +147,7 @@ def against_masks(tiny_bundle, tmp_path_factory):
     return mdae.anomaly(tiny_bundle.directory, folder / "cohort.csv", folder / "out"), table.set_index("id")
 
 
-def test_scores_against_masks_are_those_of_the_written_files(against_masks, trained):
+def test_scores_against_masks_are_those_of_the_written_files(against_masks):
     result, cohort = against_masks
     table = pd.read_csv(result.folder / "anomaly.csv").set_index("id")
     for name, mask in cohort["mask"].head(3).items():
@@ -155,7 +155,6 @@ def test_scores_against_masks_are_those_of_the_written_files(against_masks, trai
             nib.load(file).get_fdata().ravel()
             for file in (mask, *(result.folder / folder / f"{name}.nii.gz" for folder in ("maps", "masks")))
         )
-        assert trained.open(cohort["image"][name]).field.all()
         assert table["reference_share"][name] == pytest.approx(truth.mean())
         assert table["auroc"][name] == pytest.approx(roc_auc_score(truth, values))
         assert table["auprc"][name] == pytest.approx(average_precision_score(truth, values))
@@ -178,7 +177,6 @@ def test_a_volume_in_a_2d_bundle_is_compared_within_its_slices(tiny_bundle, trai
     pd.DataFrame({"image": [image], "mask": ["m.nii.gz"]}).to_csv(tmp_path / "one.csv", index=False)
     result = mdae.anomaly(tiny_bundle.directory, tmp_path / "one.csv", tmp_path / "out")
     values, field = nib.load(result.folder / "maps" / "a.nii.gz").get_fdata(), trained.open(image).field
-    assert 0 < field.mean() < 1
     assert result.auroc == pytest.approx(roc_auc_score(mask[0][field], values[field]))
     assert "case_auroc" not in result.figures
 
