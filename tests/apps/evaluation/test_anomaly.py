@@ -1,3 +1,5 @@
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -159,13 +161,10 @@ def test_scores_against_masks_are_those_of_the_written_files(against_masks):
         assert table["auroc"][name] == pytest.approx(roc_auc_score(truth, values))
         assert table["auprc"][name] == pytest.approx(average_precision_score(truth, values))
         assert table["dice"][name] == pytest.approx(f1_score(truth, found, zero_division=0))
-    for name in ("auroc", "auprc", "dice"):
-        assert table[name].notna().sum() == 3
-        assert getattr(result, name) == pytest.approx(table[name].mean())
-    known = table.dropna(subset="reference_share")
-    assert len(known) == 5
+    assert table.count()[["reference_share", "dice"]].tolist() == [5, 3]
+    assert (result.auroc, result.dice) == pytest.approx((table["auroc"].mean(), table["dice"].mean()))
+    known = table.loc[cohort.index[:5]]
     assert result.case_auroc == pytest.approx(roc_auc_score(known["reference_share"] > 0, known["score"]))
-    assert result.notes[1].startswith("3 cases with a mask: AUROC ")
 
 
 def test_a_volume_in_a_2d_bundle_is_compared_within_its_slices(tiny_bundle, trained, tmp_path):
@@ -178,14 +177,10 @@ def test_a_volume_in_a_2d_bundle_is_compared_within_its_slices(tiny_bundle, trai
     result = mdae.anomaly(tiny_bundle.directory, tmp_path / "one.csv", tmp_path / "out")
     values, field = nib.load(result.folder / "maps" / "a.nii.gz").get_fdata(), trained.open(image).field
     assert result.auroc == pytest.approx(roc_auc_score(mask[0][field], values[field]))
-    assert "case_auroc" not in result.figures
 
 
 def test_other_masks_are_other_results(against_masks, tiny_bundle):
     result, cohort = against_masks
-    file = result.folder.parent / "cohort.csv"
-    assert mdae.anomaly(tiny_bundle.directory, file, result.folder).skipped
-    mask = nib.load(cohort["mask"].iloc[0])
-    nib.save(nib.Nifti1Image(1 - mask.get_fdata().astype(np.uint8), mask.affine), cohort["mask"].iloc[0])
+    shutil.copy(*cohort["mask"][:2])
     with pytest.raises(ConfigError, match="made with other masks"):
-        mdae.anomaly(tiny_bundle.directory, file, result.folder)
+        mdae.anomaly(tiny_bundle.directory, result.folder.parent / "cohort.csv", result.folder)

@@ -131,8 +131,6 @@ def test_the_share_of_the_change_in_the_mask_is_that_of_the_written_difference(r
     made = run(users("logit"), cohort=tmp_path / "c.csv")
     size = np.abs(nib.load(made.folder / "differences" / f"{CASES[0]}.nii.gz").get_fdata())
     assert made.change_in_mask == pytest.approx(size[mask > 0].sum() / size.sum())
-    assert pd.read_csv(made.folder / "counterfactuals.csv")["mask_share"].isna().tolist() == [False, True]
-    assert made.notes[1].endswith("by chance)")
 
 
 @pytest.fixture(scope="module")
