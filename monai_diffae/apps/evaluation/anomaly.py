@@ -190,17 +190,16 @@ class _AnomalyMaps:
 
 def _reference_figures(table: pd.DataFrame) -> dict[str, Any]:
     """The scores of all cases against their own masks; nothing if no mask marks a voxel."""
-    from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval, score_with_interval
+    from monai_diffae.apps.evaluation.quality_tables import mean_interval
+    from monai_diffae.latents.probing.scores import score_with_interval
 
     if "auroc" not in table:
         return {}
     marked, known = table.dropna(subset="auroc"), table.dropna(subset="reference_share")
-    values, patients = marked[[*_SCORES]].to_numpy(), marked["patient"]
-    draws = bootstrapped(lambda weights: weights @ values / weights.sum(), patients.to_numpy())
-    scores = {
-        name: (float(mean), *bounded_interval(mean, draw, patients.nunique()))
-        for name, mean, draw in zip(_SCORES, values.mean(axis=0), draws.T, strict=True)
-    }
+    scores = {}
+    for name in _SCORES:
+        low, high = mean_interval(marked[name].to_numpy(), marked["patient"]) or (0.0, 1.0)
+        scores[name] = float(marked[name].mean()), max(low, 0.0), min(high, 1.0)
     has_lesion = known["reference_share"] > 0
     if not has_lesion.all():
         scores["case_auroc"] = score_with_interval("auroc", has_lesion, known["score"], known["patient"].tolist())
