@@ -31,7 +31,7 @@ _ROOMS_AND_MODULES = (
     "engines", "inferers", "latents", "metrics", "networks", "official", "pictures", "transforms",
     "apps.evaluation.baselines", "apps.evaluation.quality", "apps.pages.sections", "apps.provenance",
     "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.formats.dicom", "data.inspection.twins",
-    "data.samples", "data.scans", "data.streamed", "data.tensor_files",
+    "data.masks", "data.samples", "data.scans", "data.streamed", "data.tensor_files",
     "inferers.counterfactual", "inferers.paths", "latents.association", "latents.directions",
     "latents.harmonization", "latents.representation", "latents.statistics", "latents.targets",
     "networks.network_parts", "serving.server", "transforms.writing",

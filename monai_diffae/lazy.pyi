@@ -29,6 +29,7 @@ import monai_diffae.data.formats.dicom as dicom
 import monai_diffae.data.inspection.listing as listings
 import monai_diffae.data.inspection.survey as surveys
 import monai_diffae.data.inspection.twins as twins
+import monai_diffae.data.masks as masks
 import monai_diffae.data.samples as samples
 import monai_diffae.data.scans as scans
 import monai_diffae.data.streamed as streamed
@@ -70,6 +71,7 @@ __all__ = [
     "latents",
     "listings",
     "loading",
+    "masks",
     "metrics",
     "models",
     "network_parts",

@@ -5,7 +5,7 @@ import os
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,12 +139,17 @@ class Session:
             return "training"
         return "drawn" if self.cohort.is_drawn else "given"
 
-    def made_from(self, cases: Sequence[Case] | None = None, *, decodes: bool = True, **more: Any) -> dict[str, Any]:
+    def made_from(
+        self, cases: Sequence[Case] | None = None, *, decodes: bool = True, uses_masks: bool = False, **more: Any
+    ) -> dict[str, Any]:
         """What a result of this session depends on, for the record beside it."""
         made_from = {**made_from_bundle(self.trained, self.run, decodes=decodes), "cohort": self.cohort.fingerprint}
         if cases is not None:
             made_from["cases"] = json_digest([case.id for case in cases])
             made_from["scans"] = json_digest(scan_contents(cases))
+            masks = [replace(case, images={"mask": case.mask}) for case in cases if case.mask and uses_masks]
+            if masks:
+                made_from["masks"] = json_digest(scan_contents(masks))
         return {**made_from, **more}
 
     def warn_if_unlike(self, z_sem: NDArray[np.floating[Any]]) -> None:

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from monai_diffae.data.cases import Case, Label
 from monai_diffae.data.fingerprints import file_state
@@ -36,6 +37,15 @@ def _read_mask(path: Path, image: Path, other_grids: OtherGrids, _state: str) ->
     header = read_header(image)
     scan = flattened(Scan(np.broadcast_to(np.float32(0), (1, *header.shape)), header.affine))
     return replace(scan, array=on_grid(path, read_labels(path), scan, other_grids, nearest=True))
+
+
+def case_mask(case: Case, axis: Axis = "axial") -> NDArray[np.bool_] | None:
+    """The mask of a case on the grid of its scan, or of its slice along an axis; None if it has none that can be used.
+
+    The array is bool ``[*native S]``; a volume with one slice is 2D. Why a mask cannot be used is logged.
+    """
+    mask = _own_mask(case, axis)
+    return None if mask is None else mask.array[0] > 0
 
 
 def with_mask_labels(cases: Sequence[Case], axis: Axis = "axial") -> list[Case]:
@@ -70,8 +80,8 @@ def has_mask(case: Case, axis: Axis = "axial") -> bool:
     return found is not None and found[1][_ALL] > 0
 
 
-def _sizes(case: Case, axis: Axis) -> tuple[str, dict[int, float]] | None:
-    """The unit and the size of each class of a case's mask, and of all together; None if there is no usable mask."""
+def _own_mask(case: Case, axis: Axis) -> Scan | None:
+    """The mask of a case, or of its slice; None, and a warning, if it cannot be used."""
     if case.mask is None:
         return None
     try:
@@ -81,6 +91,14 @@ def _sizes(case: Case, axis: Axis) -> tuple[str, dict[int, float]] | None:
         return None
     if case.slice_index is not None and mask.spatial_dims == 3:
         mask = slice_volume(mask, axis, case.slice_index)
+    return mask
+
+
+def _sizes(case: Case, axis: Axis) -> tuple[str, dict[int, float]] | None:
+    """The unit and the size of each class of a case's mask, and of all together; None if there is no usable mask."""
+    mask = _own_mask(case, axis)
+    if mask is None:
+        return None
     unit, voxels = {3: ("ml", 1000), 2: ("cm2", 100)}[mask.spatial_dims]
     if mask.lacks_geometry:
         unit, voxels = "share", mask.array.size

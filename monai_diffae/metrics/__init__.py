@@ -4,7 +4,7 @@ from monai_diffae.lazy import attach
 
 MODULES = {
     **dict.fromkeys((
-        "anomaly_maps", "cross_fitted_maps", "highest_mean", "residual_spread", "smoothed_residuals",
+        "anomaly_maps", "cross_fitted_maps", "highest_mean", "mask_scores", "residual_spread", "smoothed_residuals",
     ), "anomaly"),
     **dict.fromkeys(("changed_views", "level_losses", "noise_statistics"), "codes"),
     **dict.fromkeys((

@@ -1,6 +1,7 @@
 from monai_diffae.metrics.anomaly import anomaly_maps as anomaly_maps
 from monai_diffae.metrics.anomaly import cross_fitted_maps as cross_fitted_maps
 from monai_diffae.metrics.anomaly import highest_mean as highest_mean
+from monai_diffae.metrics.anomaly import mask_scores as mask_scores
 from monai_diffae.metrics.anomaly import residual_spread as residual_spread
 from monai_diffae.metrics.anomaly import smoothed_residuals as smoothed_residuals
 from monai_diffae.metrics.codes import changed_views as changed_views

@@ -1,9 +1,12 @@
 """Anomaly maps and scores from residuals, relative to the residuals of held-out cases."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from monai.networks.layers import GaussianFilter
+from numpy.typing import NDArray
 from torch import Tensor
 
 _SPREAD_SIGMA = 1.0  # voxels; the spread of few cases is noisy
@@ -79,6 +82,28 @@ def highest_mean(maps: Tensor, fraction: float) -> Tensor:
     values = maps.flatten(1)
     count = max(1, round(fraction * values.shape[1]))
     return values.topk(count, dim=1).values.mean(dim=1)
+
+
+def mask_scores(
+    maps: NDArray[np.floating[Any]], detected: NDArray[np.bool_], reference: NDArray[np.bool_]
+) -> dict[str, float]:
+    """How well a map ``[N]`` of voxels, and those that are detected, agree with a reference mask.
+
+    Returns:
+        ``auroc`` and ``auprc`` (average precision) of the map, and ``dice`` of the detected voxels; nothing if the
+        reference holds all voxels or none.
+
+    Example:
+        >>> mask_scores(np.array([0.1, 0.4, 0.3, 0.9]), np.array([0, 1, 0, 1]) > 0, np.array([0, 0, 0, 1]) > 0)
+        {'auroc': 1.0, 'auprc': 1.0, 'dice': 0.666...}
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if reference.all() or not reference.any():
+        return {}
+    dice = 2 * (detected & reference).sum() / (detected.sum() + reference.sum())
+    scores = roc_auc_score(reference, maps), average_precision_score(reference, maps), dice
+    return dict(zip(("auroc", "auprc", "dice"), map(float, scores), strict=True))
 
 
 def _smoothed(images: Tensor, sigma: float) -> Tensor:

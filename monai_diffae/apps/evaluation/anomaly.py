@@ -18,10 +18,24 @@ from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track, write_failures
-from monai_diffae.errors import ScanError
-from monai_diffae.lazy import bundles, cohort_split, np, pd, pictures, sessions, streamed, torch
+from monai_diffae.errors import ScanError, counted
+from monai_diffae.lazy import (
+    bundles,
+    cohort_split,
+    masks,
+    metrics,
+    np,
+    npt,
+    pd,
+    pictures,
+    scans,
+    sessions,
+    streamed,
+    torch,
+)
 
 _UNUSUAL = 0.05
+_SCORES = "auroc", "auprc", "dice"  # of voxels
 
 
 @command
@@ -46,6 +60,10 @@ def anomaly(
     ``mask_mm3`` (empty for pictures). ``anomaly.png`` shows the most unusual cases. Training calibrates a bundle; if it
     did not, run ``calibrate`` first.
 
+    If cases have masks of their own, such as drawn lesions, these are the reference: ``reference_share`` is the share
+    of the field of view that the reference marks; ``auroc`` and ``auprc`` compare the map's voxels with it, and
+    ``dice`` those of the written mask. A case whose reference is empty only has ``reference_share``.
+
     Args:
         bundle: Folder of a trained bundle.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan.
@@ -57,7 +75,9 @@ def anomaly(
 
     Returns:
         The folder, ``num_cases``, ``num_unusual`` (with a p-value of at most .05), and ``num_failed``, listed in
-        ``failures.csv``.
+        ``failures.csv``. With references that mark voxels also ``num_references``, and the means over these cases of
+        ``reference_share``, ``auroc``, ``auprc`` and ``dice``, with the ends of 95% intervals over patients; if other
+        references are empty, ``case_auroc`` of the score.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained or not calibrated, or ``out`` holds results
@@ -74,7 +94,7 @@ def anomaly(
         failures = session.cohort.failures
     calibration = file_checksum(models_folder(bundle) / ANOMALY)
     made_from = session.made_from(
-        cases, decodes=False, calibration=calibration, quantile=quantile, num_pictures=num_pictures
+        cases, decodes=False, uses_masks=True, calibration=calibration, quantile=quantile, num_pictures=num_pictures
     )
     results = [out / name for name in ("anomaly.csv", "anomaly.png", "maps", "masks")]
 
@@ -84,7 +104,10 @@ def anomaly(
         return _AnomalyMaps(session, detector, out, quantile, num_pictures).run(cases, failures)
 
     figures, skipped = run_once("anomaly", out, results, made_from, make, overwrite=run.overwrite)
-    notes = [f"{figures['num_unusual']} of {figures['num_cases']} cases have a p-value of at most .05"]
+    notes = [
+        f"{figures['num_unusual']} of {figures['num_cases']} cases have a p-value of at most .05",
+        *_reference_notes(figures),
+    ]
     return Result(out, figures, notes, failed_cases(figures["num_failed"], figures["num_cases"]), skipped=skipped)
 
 
@@ -99,7 +122,7 @@ class _AnomalyMaps:
     num_pictures: int
     _shown: list[tuple[float, str, dict[str, torch.Tensor]]] = field(default_factory=list)
 
-    def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, int]:
+    def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, Any]:
         """Process whole scans, or single slices; those that cannot be read are listed in ``failures.csv``."""
         rows: list[dict[str, Any]] = []
         failed = list(failures)
@@ -124,14 +147,15 @@ class _AnomalyMaps:
         )
         write_csv(self.folder / "anomaly.csv", table)
         num_unusual = int((table["p_value"] <= _UNUSUAL).sum())
-        return {"num_cases": len(rows), "num_unusual": num_unusual, "num_failed": len(failed)}
+        figures = _reference_figures(table.assign(patient=table["id"].map({case.id: case.patient for case in cases})))
+        return {"num_cases": len(rows), "num_unusual": num_unusual, "num_failed": len(failed), **figures}
 
     def _row(self, case: Case, opened: bundles.ModelCase) -> dict[str, Any]:
         """Write the map and the mask of a case, and return its row of the table."""
         anomaly = self.detector(opened)
         mask = opened.back_mask(anomaly.mask(self.quantile))
-        voxels, mm3 = int(mask.sum()), None
-        opened.write(self.folder / "maps" / f"{case.file_name}.nii.gz", opened.back_map(anomaly.map))
+        voxels, mm3, values = int(mask.sum()), None, opened.back_map(anomaly.map)
+        opened.write(self.folder / "maps" / f"{case.file_name}.nii.gz", values)
         if opened.scan.lacks_geometry:  # a picture, whose size in mm is not known
             opened.write(self.folder / "masks" / f"{case.file_name}.png", mask * np.uint8(255))
         else:
@@ -141,8 +165,21 @@ class _AnomalyMaps:
         self._shown = sorted(self._shown, key=lambda shown: -shown[0])[: self.num_pictures]
         return {
             "id": case.id, "score": anomaly.score, "p_value": anomaly.p_value,
-            "mask_voxels": voxels, "mask_mm3": mm3,
+            "mask_voxels": voxels, "mask_mm3": mm3, **self._compared(case, opened, values, mask),
         }  # fmt: skip
+
+    def _compared(
+        self, case: Case, opened: bundles.ModelCase, values: npt.NDArray[Any], mask: npt.NDArray[Any]
+    ) -> dict[str, float]:
+        """The scores of a map and a mask against the case's own mask, within the field of view."""
+        reference = masks.case_mask(case, self.session.cohort.slice_axis)
+        if reference is None:
+            return {}
+        native = scans.Scan(np.stack([values[0], mask[0], opened.field]), opened.scan.affine)
+        values, mask, field = scans.flattened(native).array
+        inside = reference[field > 0]
+        scores = metrics.mask_scores(values[field > 0], mask[field > 0] > 0, inside)
+        return {"reference_share": float(inside.mean()), **scores}
 
     def _picture(self, opened: bundles.ModelCase, anomaly: bundles.Anomaly) -> dict[str, torch.Tensor]:
         """What the picture shows of a case; of several slices, the one with the map's highest value."""
@@ -152,3 +189,37 @@ class _AnomalyMaps:
             "map": anomaly.map, "mask": anomaly.mask(self.quantile),
         }  # fmt: skip
         return {name: tensor[index].cpu() for name, tensor in tensors.items()}
+
+
+def _reference_figures(table: pd.DataFrame) -> dict[str, Any]:
+    """The scores of all cases against their own masks; nothing if no mask marks a voxel."""
+    from monai_diffae.apps.evaluation.quality_tables import mean_interval
+    from monai_diffae.latents.probing.scores import score_with_interval
+
+    if "auroc" not in table:
+        return {}
+    marked, known = table.dropna(subset="auroc"), table.dropna(subset="reference_share")
+    scores = {}
+    for name in _SCORES:
+        low, high = mean_interval(marked[name].to_numpy(), marked["patient"]) or (0.0, 1.0)
+        scores[name] = float(marked[name].mean()), max(low, 0.0), min(high, 1.0)
+    has_lesion = known["reference_share"] > 0
+    if not has_lesion.all():
+        scores["case_auroc"] = score_with_interval("auroc", has_lesion, known["score"], known["patient"].tolist())
+    figures = {"num_references": len(marked), "reference_share": float(marked["reference_share"].mean())}
+    for name, ends in scores.items():
+        figures |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=True)
+    return figures
+
+
+def _reference_notes(figures: Mapping[str, Any]) -> list[str]:
+    """The scores against masks in one line."""
+    if "auroc" not in figures:
+        return []
+    names = {"auroc": "AUROC", "auprc": "AUPRC", "dice": "Dice", "case_auroc": "AUROC of the score for having a lesion"}
+    told = [
+        f"{text} {figures[name]:.2f} ({figures[f'{name}_low']:.2f} to {figures[f'{name}_high']:.2f}"
+        f"{'; {:.2f} by chance'.format(figures['reference_share']) if name == 'auprc' else ''})"
+        for name, text in names.items() if name in figures
+    ]  # fmt: skip
+    return [f"{counted(figures['num_references'], 'case')} with a mask: {', '.join(told)}"]

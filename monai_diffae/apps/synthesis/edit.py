@@ -20,7 +20,7 @@ from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case, PatientKey, key_beside
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import bundles, np, npt, pd, provenance, representation, sessions, tables, torch, writing
+from monai_diffae.lazy import bundles, masks, np, npt, pd, provenance, representation, sessions, tables, torch, writing
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating[Any]]
@@ -31,6 +31,8 @@ _NUM_PICTURED = 4
 _PANEL_PX, _PLANE_PX = 224, 112  # per side of a 2D image and of a plane of a volume, or the model's if it is larger
 _LEAST_SCALE = 0.1  # end of the colour scale, as a fraction of the model's range: small differences should look small
 _SHARE = "share_"  # before the name of a channel
+_LEAST_TISSUE = 0.1  # of the model's range above its lowest value; noise of the air is below it
+_LEAST_ODDS = 2.0  # of a change at a lesion; if whole scans of gliomas (FLAIR) get brighter, they are 1.2
 _LEAST_ACHIEVED = 0.2  # fraction of the requested strength; below it, a warning is logged
 
 Along = Literal["pattern", "weight"]
@@ -103,7 +105,10 @@ def edit(
     - ``identity``: change of z_sem orthogonal to the direction (normalised); with ``embeddings`` also
       ``nearest_other``, the distance to the nearest other patient, and ``is_itself``, whether the edited image is still
       closest to its own case;
-    - ``drift_<target>`` for each direction in ``watch``: how far it moved along that one, in standard deviations.
+    - ``drift_<target>`` for each direction in ``watch``: how far it moved along that one, in standard deviations;
+    - ``change_in_mask``, for cases whose mask marks a voxel of the field of view: the share of the absolute change, in
+      the model's range, inside the mask; and ``mask_share``, the share by chance: that of the mask among the voxels of
+      the field of view that are in it or above the lowest tenth of the model's range.
 
     An encoder that sees another image than the decoder reconstructs, such as a second modality, cannot encode the
     edited image. The table then only has ``target`` and ``mse``.
@@ -120,8 +125,8 @@ def edit(
     Returns:
         The folder; ``num_cases``; ``num_failed``, listed in ``failures.csv``; ``monotone``, the fraction of cases whose
         prediction rises from each strength to the next; ``achieved``, the median of the achieved over the requested
-        strength; and with several sequences the mean of each ``share_<sequence>``. ``monotone`` and ``achieved`` are
-        None if they cannot be measured.
+        strength; with several sequences the mean of each ``share_<sequence>``; and with masks the means of
+        ``change_in_mask`` and ``mask_share``. ``monotone`` and ``achieved`` are None if they cannot be measured.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, a direction or the embeddings belong to
@@ -143,7 +148,7 @@ def edit(
     cases = session.choose(choice)
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
     made_from = session.made_from(
-        cases, strengths=strengths, along=along, detail=output.detail, dicom=output.dicom,
+        cases, uses_masks=True, strengths=strengths, along=along, detail=output.detail, dicom=output.dicom,
         captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
         watch=[file_checksum(file) for file in measurements.watch], direction=file_checksum(direction),
         embeddings=None if embeddings is None else file_checksum(embeddings),
@@ -166,6 +171,7 @@ def edit(
     shares = [f"{name.removeprefix(_SHARE)} {share:.0%}" for name, share in figures.items() if name.startswith(_SHARE)]
     if shares:
         notes.append(f"share of the change: {', '.join(shares)}")
+    notes += mask_notes(figures)
     return Result(out, figures, notes, failed_cases(figures["num_failed"], num_cases), skipped=skipped)
 
 
@@ -196,9 +202,10 @@ class _Edits:
         shown: list[CasePicture] = []
         for coded in self.session.coded(read, f"editing {counted(len(read.cases), 'case')}"):
             rows, images, differences = self._edit(coded)
-            edited.append(rows)
             native = transforms.NativeSpace(self.session.trained.preprocessing, coded.case.item())
-            self._write(coded.case, native, images, differences)
+            changes = self._write(coded.case, native, images, differences)
+            shares = [shares_in_mask(self.session, coded.case, native, change) for change in changes]
+            edited.append(rows.join(pd.DataFrame(shares)))
             if len(shown) < _NUM_PICTURED:
                 shown.append(self.output.picture(coded.case, native, images, differences))
         table = pd.concat(edited)
@@ -209,6 +216,7 @@ class _Edits:
             "num_cases": len(read.cases), "num_failed": len(read.failures),
             "monotone": _monotone_share(table, self.direction.kind), "achieved": _achieved_share(table),
             **{str(name): share for name, share in table.filter(regex=f"^{_SHARE}").mean().dropna().items()},
+            **mean_shares(table),
         }  # fmt: skip
 
     def _edit(self, coded: sessions.CodedCase) -> tuple[pd.DataFrame, torch.Tensor, torch.Tensor]:
@@ -231,10 +239,11 @@ class _Edits:
 
     def _write(
         self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
-    ) -> None:
+    ) -> list[npt.NDArray[np.float32]]:
+        """Write the images and differences of a case, and return the latter, in its own space."""
         is_own = self.output.detail == "own"
         convert, shown = (native.add_difference, differences) if is_own else (native.back, images)
-        plain = convert(shown[self.strengths.index(0)])
+        plain, written = convert(shown[self.strengths.index(0)]), []
         for strength, each, difference in zip(strength_names(self.strengths), shown, differences, strict=True):
             name = f"{case.file_name}_{strength}"
             description = f"monai_diffae edit: {self.direction.target} {strength}" if self.output.dicom else None
@@ -242,7 +251,9 @@ class _Edits:
             writing.write_case_image(self.folder / "images", name, native, edited, case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
             clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all
-            transforms.write_native(file, native.back_difference(difference) + clipped, native.scan, np.float32)
+            written.append(native.back_difference(difference) + clipped)
+            transforms.write_native(file, written[-1], native.scan, np.float32)
+        return written
 
     def _rows(
         self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, changes: Mapping[str, Floats]
@@ -329,6 +340,37 @@ def _rises(predictions: pd.Series[float], kind: str) -> bool:
         return bool((np.diff(values) > 0).all())
     is_saturated = (np.maximum(values[:-1], values[1:]) < 1e-6) | (np.minimum(values[:-1], values[1:]) > 1 - 1e-6)
     return bool(((np.diff(values) > 0) | is_saturated).all())
+
+
+def shares_in_mask(
+    session: sessions.Session, case: Case, native: transforms.NativeSpace, change: npt.NDArray[np.float32]
+) -> dict[str, float]:
+    """The share of a change ``[C, *native S]`` inside a case's mask, and that by chance; nothing without both."""
+    mask = masks.case_mask(case, session.cohort.slice_axis)
+    if mask is None or not (mask & native.field).any() or not change.any():
+        return {}
+    low, high = session.trained.model_range
+    is_tissue = (native.to_model_range(native.scan.array) > low + _LEAST_TISSUE * (high - low)).any(axis=0)
+    zero = native.to_model_range(np.zeros_like(change))
+    size = np.abs(native.to_model_range(change) - zero).sum(axis=0, dtype=np.float64)
+    inside, tissue = mask & native.field, (mask | is_tissue) & native.field
+    return {"change_in_mask": float(size[inside].sum() / size.sum()), "mask_share": float(inside.sum() / tissue.sum())}
+
+
+def mean_shares(table: pd.DataFrame) -> dict[str, float]:
+    """The means of :func:`shares_in_mask` over cases, if any case has them."""
+    by_case = table.filter(["change_in_mask", "mask_share"]).groupby(table["id"]).mean().dropna()
+    return {str(name): float(share) for name, share in by_case.mean().dropna().items()}
+
+
+def mask_notes(figures: Mapping[str, Any]) -> list[str]:
+    """Where the change lies, in one sentence, which says so if voxels of the mask change little more than others."""
+    if "change_in_mask" not in figures:
+        return []
+    share, chance = figures["change_in_mask"], figures["mask_share"]
+    if share * (1 - chance) < _LEAST_ODDS * chance * (1 - share):
+        return [f"the change is not at the lesion: {share:.0%} of it lies in the mask ({chance:.0%} by chance)"]
+    return [f"the change lies in the mask: {share:.0%} ({chance:.0%} by chance)"]
 
 
 class CasePicture(NamedTuple):

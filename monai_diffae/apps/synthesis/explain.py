@@ -77,7 +77,8 @@ def explain(
       range;
     - ``outlier_p``: probability of a training case as unusual as the counterfactual, as in ``neighbors``;
       ``is_itself``: whether it is still closer to its own scan than to any other patient's;
-    - ``change_<label>``: how far it moved along a label, in standard deviations.
+    - ``change_<label>``: how far it moved along a label, in standard deviations;
+    - ``change_in_mask`` and ``mask_share``, for cases with a mask: as in ``edit``.
 
     ``out/labels.csv`` says which labels change, more often than after random changes of the same length: a class if
     the probe's prediction changes, a number if it moves by one standard deviation. ``out/shortcuts.csv`` is a direct
@@ -95,8 +96,8 @@ def explain(
 
     Returns:
         The folder; ``num_cases``, ``num_reached``; ``num_failed``, listed in ``failures.csv``; medians of ``distance``
-        and ``mse`` where the score was reached; ``labels`` and ``shortcuts``, one row per label or marker; and
-        ``omitted_labels``, with the reason.
+        and ``mse`` where the score was reached, with masks also the means of ``change_in_mask`` and ``mask_share``;
+        ``labels`` and ``shortcuts``, one row per label or marker; and ``omitted_labels``, with the reason.
 
     Raises:
         ConfigError: an argument is out of range, your model does not fit or decides by what the bundle cannot see, the
@@ -128,9 +129,9 @@ def explain(
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
     fast, fast_sha256 = search_inferer(trained)
     made_from = session.made_from(
-        cases, explained=checksum(model), embeddings=file_checksum(embeddings), searched_with=fast_sha256,
-        **asdict(interface), **asdict(search), limit=limit, detail=output.detail, dicom=output.dicom,
-        captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
+        cases, uses_masks=True, explained=checksum(model), embeddings=file_checksum(embeddings),
+        searched_with=fast_sha256, **asdict(interface), **asdict(search), limit=limit, detail=output.detail,
+        dicom=output.dicom, captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
     )  # fmt: skip
     made_from |= {"paste": {name: file_checksum(Path(file)) for name, file in search.paste.items()}}
     made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the record
@@ -184,7 +185,7 @@ def _notes(figures: Mapping[str, Any], name: str) -> list[str]:
     )
     omitted = (f"{label} is omitted: {reason}" for label, reason in figures["omitted_labels"].items())
     reached = f"{name}: {figures['num_reached']} of {counterfactuals} reach the score in the written file"
-    return [reached, *changes, *shortcuts.sentences(figures["shortcuts"]), *omitted]
+    return [reached, *edit.mask_notes(figures), *changes, *shortcuts.sentences(figures["shortcuts"]), *omitted]
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ class _Explanations:
         medians = {name: float(reached[name].median()) if len(reached) else None for name in ("distance", "mse")}
         return {
             "num_cases": len(cases), "num_reached": len(reached), "num_failed": len(read.failures) + len(failures),
-            **medians, "labels": labels, "shortcuts": tested, "omitted_labels": omitted,
+            **medians, **edit.mean_shares(reached), "labels": labels, "shortcuts": tested, "omitted_labels": omitted,
         }  # fmt: skip
 
     def _explain(self, read: sessions.ReadCases, rows: Sequence[int], test: shortcuts.DirectTest) -> None:
@@ -272,6 +273,7 @@ class _Explanations:
         file = self.folder / "differences" / f"{case.file_name}.nii.gz"
         difference = native.storable(image) - native.scan.array if is_own else native.back_difference(found.difference)
         transforms.write_native(file, difference, native.scan, np.float32)
+        found.row.update(edit.shares_in_mask(self.finder.session, case, native, difference))
         both = torch.stack([found.image - found.difference, found.image])
         changes = torch.stack([torch.zeros_like(found.difference), found.difference])
         images, differences, caption = self.output.picture(case, native, both, changes)

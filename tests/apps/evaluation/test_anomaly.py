@@ -1,8 +1,11 @@
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from tiny_bundles import rewrite
 
 import monai_diffae as mdae
@@ -128,3 +131,56 @@ def test_a_model_that_estimates_nan_is_refused(bundle, tiny_bundle, tmp_path):
     rewrite(bundle, lambda weights: {k: v * 1e30 if k.startswith("unet") else v for k, v in weights.items()})
     with pytest.raises(ConfigError, match="bundle: its estimates are not finite; train with"):
         mdae.calibrate(bundle, tiny_bundle.cohort, draws=1)
+
+
+@pytest.fixture(scope="module")
+def against_masks(tiny_bundle, tmp_path_factory):
+    """Maps of six cases: three with a mask of a lesion, two with an empty one, one with none."""
+    folder = tmp_path_factory.mktemp("masked")
+    table = pd.read_csv(tiny_bundle.cohort).head(6)
+    table["image"] = [str(tiny_bundle.cohort.parent / image) for image in table["image"]]
+    for row in range(5):
+        scan = nib.load(table["image"][row])
+        mask = np.zeros(scan.shape, np.uint8)
+        mask[2 + row : 7, 3:9] = row < 3
+        table.loc[row, "mask"] = str(folder / f"{row}.nii.gz")
+        nib.save(nib.Nifti1Image(mask, scan.affine), table["mask"][row])
+    table.to_csv(folder / "cohort.csv", index=False)
+    return mdae.anomaly(tiny_bundle.directory, folder / "cohort.csv", folder / "out"), table.set_index("id")
+
+
+def test_scores_against_masks_are_those_of_the_written_files(against_masks):
+    result, cohort = against_masks
+    table = pd.read_csv(result.folder / "anomaly.csv").set_index("id")
+    for name, mask in cohort["mask"].head(3).items():
+        truth, values, found = (
+            nib.load(file).get_fdata().ravel()
+            for file in (mask, *(result.folder / folder / f"{name}.nii.gz" for folder in ("maps", "masks")))
+        )
+        assert table["reference_share"][name] == pytest.approx(truth.mean())
+        assert table["auroc"][name] == pytest.approx(roc_auc_score(truth, values))
+        assert table["auprc"][name] == pytest.approx(average_precision_score(truth, values))
+        assert table["dice"][name] == pytest.approx(f1_score(truth, found, zero_division=0))
+    assert table.count()[["reference_share", "dice"]].tolist() == [5, 3]
+    assert (result.auroc, result.dice) == pytest.approx((table["auroc"].mean(), table["dice"].mean()))
+    known = table.loc[cohort.index[:5]]
+    assert result.case_auroc == pytest.approx(roc_auc_score(known["reference_share"] > 0, known["score"]))
+
+
+def test_a_volume_in_a_2d_bundle_is_compared_within_its_slices(tiny_bundle, trained, tmp_path):
+    """The mask also marks a slice that the bundle does not use."""
+    image = write_scan(tmp_path / "a.nii.gz", np.random.default_rng(0).random((1, 16, 18, 4)))
+    mask = np.zeros((1, 16, 18, 4))
+    mask[:, 3:9, 4:8] = 1
+    write_scan(tmp_path / "m.nii.gz", mask)
+    pd.DataFrame({"image": [image], "mask": ["m.nii.gz"]}).to_csv(tmp_path / "one.csv", index=False)
+    result = mdae.anomaly(tiny_bundle.directory, tmp_path / "one.csv", tmp_path / "out")
+    values, field = nib.load(result.folder / "maps" / "a.nii.gz").get_fdata(), trained.open(image).field
+    assert result.auroc == pytest.approx(roc_auc_score(mask[0][field], values[field]))
+
+
+def test_other_masks_are_other_results(against_masks, tiny_bundle):
+    result, cohort = against_masks
+    shutil.copy(*cohort["mask"][:2])
+    with pytest.raises(ConfigError, match="made with other masks"):
+        mdae.anomaly(tiny_bundle.directory, result.folder.parent / "cohort.csv", result.folder)

@@ -80,11 +80,12 @@ def users(tmp_path_factory):
 def run(labelled, tmp_path_factory):
     def call(model, **options):
         settings = {"embeddings": labelled.embeddings, "steps": 4, "num_random": 1, "labels": ["head_size"], "to": 0.6}
+        settings |= {"cohort": labelled.cohort}
         settings |= {"out": tmp_path_factory.mktemp("explained"), "device": "cpu", "activation": "sigmoid"}
         settings |= {} if "limit" in options else {"cases": CASES}
         with trusting(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            return explain(labelled.bundle, labelled.cohort, model=model, **settings | options)
+            return explain(labelled.bundle, model=model, **settings | options)
 
     return call
 
@@ -118,6 +119,18 @@ def test_scores_are_those_of_the_written_images(made, table, users, labelled):
     assert table["reached"].tolist() == [True, False]
     assert (table["counterfactual"] >= table["to"]).tolist() == [True, False]
     assert made.num_reached == 1
+
+
+def test_the_share_of_the_change_in_the_mask_is_that_of_the_written_difference(run, users, labelled, tmp_path):
+    cohort = pd.read_csv(labelled.cohort)
+    scan = nib.load(cohort.set_index("id")["image"][CASES[0]])
+    mask = np.uint8(scan.get_fdata() > 0)
+    mask[8:] = 0
+    nib.save(nib.Nifti1Image(mask, scan.affine), tmp_path / "mask.nii.gz")
+    cohort.assign(mask=np.where(cohort["id"] == CASES[0], "mask.nii.gz", None)).to_csv(tmp_path / "c.csv", index=False)
+    made = run(users("logit"), cohort=tmp_path / "c.csv")
+    size = np.abs(nib.load(made.folder / "differences" / f"{CASES[0]}.nii.gz").get_fdata())
+    assert made.change_in_mask == pytest.approx(size[mask > 0].sum() / size.sum())
 
 
 @pytest.fixture(scope="module")
