@@ -11,13 +11,13 @@ from pathlib import Path, PurePath, PurePosixPath
 from monai_diffae.data.cases import Case
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import scan_suffix
-from monai_diffae.data.sequences import group_files
+from monai_diffae.data.sequences import are_modalities, group_files
 from monai_diffae.errors import counted
 
 logger = logging.getLogger(__name__)
 
-BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
-"""A subject of BIDS in a path."""
+BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+|BraTS-[A-Za-z]+-\d+(?=-\d{3}))")
+"""A subject of BIDS in a path, or a patient of BraTS, who may have several timepoints."""
 
 _UNREADABLE = (
     ".gif", ".webp", ".jp2", ".svs", ".mnc", ".mat", ".npy", ".npz", ".h5", ".avi", ".mp4", ".zip", ".tar",
@@ -115,8 +115,9 @@ def _warn(error: OSError) -> None:
 
 _WORDS = (
     "dseg|probseg|seg|segmentation|segmentations|mask|masks|label|labels|labelmap|gt|groundtruth|aseg|wmparc|ribbon"
+    r"|\S+\+aseg|filled|wm\S*|segm|roi"
 )
-_FILE = re.compile(rf"(?:(?P<image>.*[^_. -])[_. -]+)?(?:{_WORDS})(?:[_-]?\d+)?", re.IGNORECASE)
+_FILE = re.compile(rf"(?:(?P<image>.*[^_. -])[_. -]+)?(?P<word>{_WORDS})(?:[_-]?\d+)?", re.IGNORECASE)
 _FOLDERS = frozenset({*_WORDS.split("|"), "segs", "annotations", "ground_truth"})
 _IMAGE_FOLDER = re.compile(r"(?:image|img|scan|volume|picture)", re.IGNORECASE)
 
@@ -140,7 +141,9 @@ def _is_in_label_folder(name: PurePath, folders: Collection[PurePath], with_scan
         if word.startswith("labels") and folder.parent / folder.name.replace("labels", "images", 1) in folders:
             return True
         beside = (other.name for other in folders if other.parent == folder.parent)
-        if word in _FOLDERS and (folder.parent in with_scans or any(map(_IMAGE_FOLDER.match, beside))):
+        if word in _FOLDERS and (
+            folder.parent in with_scans or any(_IMAGE_FOLDER.match(name) or are_modalities([name]) for name in beside)
+        ):
             return True
     return False
 
@@ -157,10 +160,12 @@ def _named_as_label_maps(names: Sequence[str]) -> Iterator[str]:
         folder: {stem[: match.start()] for stem in stems for match in re.finditer(r"[_. -]+|$|^", stem)}
         for folder, stems in by_folder.items()
     }
+    words = set()
     for name, match in matches.items():
         rest, folder = match["image"] or "", PurePath(name).parent
         if rest in stems or _subject(rest) in subjects or rest in beginnings.get(folder, ()):
-            yield name
+            words.add(match["word"])
+    yield from (name for name, match in matches.items() if match["word"] in words)  # also those without their image
 
 
 def _subject(name: str) -> str | None:

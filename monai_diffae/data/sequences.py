@@ -23,15 +23,22 @@ from monai_diffae.errors import CohortError, ScanError, counted, shortened
 logger = logging.getLogger(__name__)
 
 _WORD = (
-    r"t1(?:w|n|c|ce|gd|km|post|pre)?|t2(?:w|f|s|star)?|flair|pdw?|dwi|adc|swi|asl|bold|mr|mri|mra|ct|cta|pet|us|dx|cr|mg"
-    r"|axial|coronal|sagittal"
+    r"t1(?:w|n|c|ce|gd|km|post|pre)?|t2(?:w|f|s|star)?|flair|pdw?|dwi|adc|swi|asl|bold|mr|mri|mra|ct|cta|pet|pt|us|dx|cr|mg"
+    r"|axial|coronal|sagittal|b0|b\d{3,4}"
 )
 _IS_WORD = re.compile(_WORD, re.IGNORECASE)
-_SUFFIX = re.compile(rf"(.*[^-_/])[-_](\d{{4}}|{_WORD})", re.IGNORECASE)
+_WORDS = re.compile(rf"(?:^|[-_. ])({_WORD})(?=$|[-_. ])", re.IGNORECASE)
+_SUFFIX = re.compile(rf"((?:.*/)?([^/]*?[^-_ /]))[-_ ]+(\d{{4}}|(?:{_WORD})(?:[-_ ](?:{_WORD}))*)", re.IGNORECASE)
+_IN_FOLDER = re.compile(rf"(?:(.*)/)?({_WORD})/(.*?)(?:[-_ ]\2)?", re.IGNORECASE)
 _BIDS = re.compile(r"(?:.*/)?(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)((?:_[a-z]+-[A-Za-z0-9]+)*)_([A-Za-z0-9]+)")
+_SPACE = re.compile(r"[-_. ]")
+_LAST_SPACE = re.compile(r"[-_. ](?=[^-_. ]*$)")
+_COUNTER = re.compile(r"\D*\d+\W*")
 _RUN = re.compile(r"_run-[A-Za-z0-9]+")
-_IMAGE_WORDS = frozenset({"image", "img", "scan", "volume"})  # which say nothing about a sequence
-_MOST_NAMES = 12  # sequences of a case, or files in each patient's folder
+# words that say nothing about a patient or a sequence
+_KINDS = re.compile(r"[-_. ]*(?:0000$|image|img|imaging|scan|volume|seg[a-z]*|masks?|labels?)", re.IGNORECASE)
+_MOST_NAMES = 20  # sequences of a case, or files in each patient's folder
+_FEW_CHANNELS = 4  # that may be numbered, without names; more numbers are frames
 _MOST_CLASSES = 32  # of a label map
 _LOOKED_AT = 3  # files whose headers tell whether a folder holds 4D files
 _OTHER_MASKS = re.compile(r"brain|head", re.IGNORECASE)  # used only if a case has no other mask
@@ -60,7 +67,7 @@ class Grouping:
 def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, Path]) -> Grouping:
     """Make cases of the scans in a folder and the label maps beside them, all by their names in it."""
     channels, masks = _channel_names(root), dict(label_maps)
-    places = _read_names(list(scans), has_channels=len(channels) > 1)
+    places = _read_names(list(scans), num_channels=len(channels))
     masks |= _unnamed_masks(scans, places)
     places = _without_common_words({name: place for name, place in places.items() if name not in masks})
     places |= _read_series({name: scan for name, scan in scans.items() if name not in {*masks, *places}})
@@ -71,19 +78,21 @@ def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, 
             stem, sequence = places.get(name, (name, ""))
             sequence = channels[int(sequence)] if sequence.isdecimal() and int(sequence) < len(channels) else sequence
             files[stem][spellings.setdefault(sequence.casefold(), sequence)].append(name)
+    numbers = {sequence for each in files.values() for sequence in each if sequence.isdecimal()}
+    are_channels = len(numbers) <= _FEW_CHANNELS and "0000" in numbers  # as nnU-Net counts them
     cases: dict[str, Case] = {}
     notes = []
     for stem, by_sequence in files.items():
-        if len(by_sequence) > _MOST_NAMES:  # frames of one patient
-            names = [name for each in by_sequence.values() for name in each]
+        if len(by_sequence) > _MOST_NAMES or not (are_channels or numbers.isdisjoint(by_sequence)):
+            names = [name for each in by_sequence.values() for name in each]  # frames of one patient
             cases |= {name: replace(scans[name], patient=scans[name].patient or stem) for name in names}
             continue
         for sequence, (first, *others) in by_sequence.items():
             if others:
                 notes.append(f"{first} and {others[0]} are both {sequence} of {stem}, so neither is used; remove one")
         scan = scans[next(iter(by_sequence.values()))[0]]
-        paths = {each: scans[names[0]].first_file for each, names in by_sequence.items() if len(names) == 1}
-        if "" in paths:
+        paths = {each or "image": scans[names[0]].first_file for each, names in by_sequence.items() if len(names) == 1}
+        if [*by_sequence] == [""]:
             cases[stem] = scan
         elif paths:
             cases[stem] = with_sequences(replace(scan, id=root.name if stem == "." else stem), paths)
@@ -116,12 +125,15 @@ def channel_names(dataset: Mapping[str, Any]) -> list[str]:
     return [str(names[number]) for number in sorted(names, key=int)] if isinstance(names, dict) else []
 
 
-def _read_names(names: Sequence[str], *, has_channels: bool) -> dict[str, Place]:
+def _read_names(names: Sequence[str], *, num_channels: int) -> dict[str, Place]:
     """The places of the files whose names follow a layout: BIDS, a sequence at the end, or equal names in folders."""
-    for places in (_read_bids(names), _read_suffixes(names, has_channels=has_channels), _read_folders(names)):
-        if len(set(places.values())) > len({stem for stem, _ in places.values()}):  # a case has several sequences
-            return places
-    return {}
+    places: dict[str, Place] = {}
+    readers = (_read_bids, lambda rest: _read_suffixes(rest, num_channels), _read_sequence_folders, _read_folders)
+    for read in readers:
+        found = read([name for name in names if name not in places])
+        if len(set(found.values())) > len({stem for stem, _ in found.values()}):  # a case has several sequences
+            places |= found
+    return places
 
 
 def _read_bids(names: Sequence[str]) -> dict[str, Place]:
@@ -135,28 +147,48 @@ def _read_bids(names: Sequence[str]) -> dict[str, Place]:
     }
 
 
-def _read_suffixes(names: Sequence[str], *, has_channels: bool) -> dict[str, Place]:
-    places = {name: (match[1], match[2]) for name in names if (match := _SUFFIX.fullmatch(name))}
-    groups = _by_case(places)
-    several = {stem: sequences for stem, sequences in groups.items() if len(sequences) > 1}
-    numbers = {sequence for sequences in several.values() for sequence in sequences if sequence.isdecimal()}
-    # nnU-Net's channels begin at 0000; classes have many numbers and few names, as benign_0000 and malignant_0000
-    are_cases = has_channels or len(several) > len(numbers) or all(re.search(r"\d", stem) for stem in several)
-    are_many = 2 * sum(map(len, several.values())) > len(names) and (len(several) > 1 or not numbers or has_channels)
-    return places if are_cases and are_many else {}
+def _read_suffixes(names: Sequence[str], num_channels: int) -> dict[str, Place]:
+    found = [m for name in names if (m := _SUFFIX.fullmatch(name)) and _WORDS.sub("", m[2])]
+    places = {m[0]: (m[1], m[3]) for m in found if not m[3].isdecimal()}
+    stems = {stem for stem, sequences in _by_case(places).items() if len(sequences) > 1}
+    for name in set(names) - set(places):  # as p1_T1wks beside p1_T1w and p1_FLAIR
+        for space in _SPACE.finditer(name):
+            stem, rest = name[: space.start()], name[space.end() :]
+            if stem in stems and not _COUNTER.fullmatch(rest):
+                places[name] = stem, rest
+    numbers = {m[0]: (m[1], m[3]) for m in found if m[3].isdecimal()}
+    several = {stem: each for stem, each in _by_case(numbers).items() if len(each) > 1}
+    # classes have many numbers and few names, as benign_0000 and malignant_0000
+    are_cases = len(several) > 1 and (
+        len(several) > max(map(len, several.values())) or all(re.search(r"\d", stem) for stem in several)
+    )
+    is_most = 2 * sum(map(len, several.values())) > len(names)
+    are_listed = all(int(number) < num_channels for _, number in numbers.values())
+    return places | (numbers if are_listed or (are_cases and is_most) else {})
+
+
+def _read_sequence_folders(names: Sequence[str]) -> dict[str, Place]:
+    """The places of files with equal names in the folders of sequences: ``T1/patient01`` or ``T1/patient01_T1``."""
+    matches = [match for name in names if (match := _IN_FOLDER.fullmatch(name))]
+    return {m[0]: (f"{m[1] or ''}/{m[3]}".strip("/"), m[2]) for m in matches}
 
 
 def _read_folders(names: Sequence[str]) -> dict[str, Place]:
     """The places of files with equal names in the folders of patients, or with names of sequences in one folder."""
-    paths = {name: PurePosixPath(name) for name in names}
-    places = {name: (str(path.parent), path.name) for name, path in paths.items()}
+    paths = [PurePosixPath(name) for name in names]
+    places = {
+        str(p): (str(p.parent).removesuffix("/orig"), p.name.removeprefix(p.parent.name).strip("-_. ") or p.name)
+        for p in paths
+    }
     groups = _by_case(places)
     counts = Counter(sequence for sequences in groups.values() for sequence in sequences)
     are_equal = len(groups) > len(counts) and 2 * min(counts.values(), default=0) > len(groups)
-    are_named = all(not re.fullmatch(r"\D*\d+", sequence) for sequence in counts)  # not numbered, as images of a class
-    if len(counts) <= _MOST_NAMES and ((are_equal and are_named) or all(map(_have_words, groups.values()))):
+    are_named = all(not _COUNTER.fullmatch(sequence) for sequence in counts)  # as images of a class are not
+    if len(counts) <= _MOST_NAMES and are_equal and are_named:
         return places
-    return {}
+    named = {stem for stem, sequences in groups.items() if _have_words(sequences) or "orig" in sequences}
+    known = {sequence.casefold() for stem in named for sequence in groups[stem]}
+    return {name: (stem, s) for name, (stem, s) in places.items() if stem in named or s.casefold() in known}
 
 
 def _by_case(places: Mapping[str, Place]) -> dict[str, list[str]]:
@@ -167,33 +199,34 @@ def _by_case(places: Mapping[str, Place]) -> dict[str, list[str]]:
 
 
 def _have_words(names: Sequence[str]) -> bool:
-    """Whether at least two files of a folder are named after sequences, and no two after the same ones."""
-    words = [key for name in names if (key := frozenset(_words(name)))]
-    return len(words) > 1 and len(set(words)) == len(words)
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in re.split(r"[-_. ]", name) if _IS_WORD.fullmatch(word)]
+    """Whether at least two files of a folder are named after sequences, no two after the same, and else are equal."""
+    words = defaultdict(list)
+    for name in names:
+        if own := frozenset(_WORDS.findall(name.lower())):
+            words[_WORDS.sub("", name)].append(own)
+    return any(1 < len(each) == len(set(each)) for each in words.values())
 
 
 def _without_common_words(places: dict[str, Place]) -> dict[str, Place]:
     """The places with short names of sequences: without words at their ends that all have, or that mean an image."""
-    words = {sequence: re.split(r"[-_. ]", sequence) for _, sequence in places.values()}
-    while len(words) > 1 and all(len(each) > 1 for each in words.values()):
-        ends = {each[-1].lower() for each in words.values()}
-        if len(ends) > 1 and not ends <= _IMAGE_WORDS:
-            break
-        words = {sequence: each[:-1] for sequence, each in words.items()}
-    short = {sequence: sequence[: len("_".join(each))] for sequence, each in words.items()}
-    return {name: (stem, short[sequence]) for name, (stem, sequence) in places.items()}
+    parts = {sequence: _LAST_SPACE.split(sequence) for _, sequence in places.values()}
+    ends = {each[-1].lower() for each in parts.values()}
+    if len(parts) > 1 and min(map(len, parts.values())) > 1 and (len(ends) == 1 or all(map(_KINDS.fullmatch, ends))):
+        return _without_common_words({name: (stem, parts[sequence][0]) for name, (stem, sequence) in places.items()})
+    return places
 
 
 def _unnamed_masks(scans: Mapping[str, Case], places: Mapping[str, Place]) -> dict[str, Path]:
     """The label maps among the files beside named sequences: those whose voxels are few whole numbers."""
-    sequences = {sequence for _, sequence in places.values()}
-    unnamed = {s: name for name, (_, s) in places.items() if not (_words(s) or s.isdecimal() or _BIDS.fullmatch(name))}
-    masks = {sequence for sequence, name in unnamed.items() if _is_label_map(scans[name].first_file)}
-    return {name: scans[name].first_file for name, (_, s) in places.items() if s in masks} if masks < sequences else {}
+    names = {name: places[name][1] if name in places else PurePosixPath(name).name for name in scans if places}
+    counts = Counter(names.values())
+    unnamed = {
+        s: name
+        for name, s in names.items()
+        if counts[s] > 1 - (name in places) and _WORDS.sub("", s) and not (s.isdecimal() or _BIDS.fullmatch(name))
+    }
+    masks = {s for s, name in unnamed.items() if _is_label_map(scans[name].first_file)}
+    return {name: scans[name].first_file for name, s in names.items() if s in masks} if masks < {*counts} else {}
 
 
 def _is_label_map(file: Path) -> bool:
@@ -253,21 +286,23 @@ def _owners(masks: Mapping[str, Path], names: Mapping[str, set[str]]) -> dict[st
         for file in files:
             path = PurePosixPath(file)
             subject = _BIDS.fullmatch(file)
-            of_folder = [f"in:{path.parent}"] if stem == str(path.parent) else []
-            for key in {path.name, str(path), *([f"bids:{subject[1]}"] if subject else ()), *of_folder}:
+            of_folder = [f"in:{path.parent}"] if path.parent.name or stem == "." else []
+            of_subject = [f"bids:{subject[1]}"] if subject else []
+            for key in {path.name, str(path), str(path.parent / _KINDS.sub("", path.name)), *of_subject, *of_folder}:
                 by_key[key].add(stem)
     owners: dict[str, list[str]] = defaultdict(list)
     for mask in masks:
         path = PurePosixPath(mask)
         parts = [path.name, *(path.name[: m.start()] for m in reversed([*re.finditer(r"[_. -]+", path.name)]))]
+        parts += [_KINDS.sub("", path.name)]  # 1001 of 1001_label, as of 1001_image
         image_folder = PurePosixPath(*(part.replace("labels", "images") for part in path.parent.parts))
         subject = _BIDS.fullmatch(mask)
         candidates = [
             f"in:{path.parent}", *(str(folder / part) for part in parts for folder in (path.parent, image_folder)),
             *parts, *([f"bids:{subject[1]}"] if subject else ()),
         ]  # fmt: skip
-        if key := next((key for key in candidates if len(by_key.get(key, ())) == 1), None):
-            owners[min(by_key[key])].append(mask)
+        if own := next((key for key in candidates if len(by_key.get(key, ())) == 1), None):
+            owners[min(by_key[own])].append(mask)
     return owners
 
 
