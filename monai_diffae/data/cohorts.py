@@ -381,7 +381,7 @@ def compiled(pattern: str | None) -> re.Pattern[str] | None:
 def _to_cases(
     source: str, rows: Sequence[Case], root: Path, pattern: re.Pattern[str] | None, *, refuse_leaks: bool = True
 ) -> list[Case]:
-    names = short_names([name_within(row.first_file, root) for row in rows])
+    names = short_names([_name(row, root) for row in rows])
     counts = Counter(names)
     files = [Path(os.path.relpath(row.first_file, root)).as_posix() for row in rows]
     patients = unified_patients([_patient(row, file, pattern) for row, file in zip(rows, files, strict=True)])
@@ -401,6 +401,13 @@ def _to_cases(
         )
     _warn_of_patients(source, rows, cases)
     return cases
+
+
+def _name(row: Case, root: Path) -> str:
+    """The name of a row's scan, or what those of its sequences begin with: ``p1`` for ``p1_T1`` and ``p1_FLAIR``."""
+    names = [name_within(file, root) for file in (row.first_file, *row.sequences.values())]
+    common = os.path.commonpath([re.sub("[-_. ]", "/", name) for name in names])
+    return names[0][: len(common)] if common and len(set(names)) > 1 else names[0]
 
 
 def _patient(row: Case, relative: str, pattern: re.Pattern[str] | None) -> str | None:

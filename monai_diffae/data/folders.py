@@ -11,7 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from monai_diffae.data.cases import Case
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import scan_suffix
-from monai_diffae.data.sequences import are_modalities, group_files
+from monai_diffae.data.sequences import group_files
 from monai_diffae.errors import counted
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,9 @@ _WORDS = (
 )
 _FILE = re.compile(rf"(?:(?P<image>.*[^_. -])[_. -]+)?(?P<word>{_WORDS})(?:[_-]?\d+)?", re.IGNORECASE)
 _FOLDERS = frozenset({*_WORDS.split("|"), "segs", "annotations", "ground_truth"})
-_IMAGE_FOLDER = re.compile(r"(?:image|img|scan|volume|picture)", re.IGNORECASE)
+_IMAGE_FOLDER = re.compile(
+    r"image|img|scan|volume|picture|(?:t[12][a-z]*|flair|dwi|adc|cta?|mri?|pe?t)$", re.IGNORECASE
+)
 
 
 def find_label_maps(names: Sequence[str]) -> set[str]:
@@ -141,9 +143,7 @@ def _is_in_label_folder(name: PurePath, folders: Collection[PurePath], with_scan
         if word.startswith("labels") and folder.parent / folder.name.replace("labels", "images", 1) in folders:
             return True
         beside = (other.name for other in folders if other.parent == folder.parent)
-        if word in _FOLDERS and (
-            folder.parent in with_scans or any(_IMAGE_FOLDER.match(name) or are_modalities([name]) for name in beside)
-        ):
+        if word in _FOLDERS and (folder.parent in with_scans or any(map(_IMAGE_FOLDER.match, beside))):
             return True
     return False
 

@@ -200,11 +200,8 @@ def _by_case(places: Mapping[str, Place]) -> dict[str, list[str]]:
 
 def _have_words(names: Sequence[str]) -> bool:
     """Whether at least two files of a folder are named after sequences, no two after the same, and else are equal."""
-    words = defaultdict(list)
-    for name in names:
-        if own := frozenset(_WORDS.findall(name.lower())):
-            words[_WORDS.sub("", name)].append(own)
-    return any(1 < len(each) == len(set(each)) for each in words.values())
+    keys = [(_WORDS.sub("", name), *sorted(_WORDS.findall(name.lower()))) for name in names if _WORDS.search(name)]
+    return len({rest for rest, *_ in keys}) < len(keys) == len(set(keys))
 
 
 def _without_common_words(places: dict[str, Place]) -> dict[str, Place]:
@@ -218,15 +215,12 @@ def _without_common_words(places: dict[str, Place]) -> dict[str, Place]:
 
 def _unnamed_masks(scans: Mapping[str, Case], places: Mapping[str, Place]) -> dict[str, Path]:
     """The label maps among the files beside named sequences: those whose voxels are few whole numbers."""
-    names = {name: places[name][1] if name in places else PurePosixPath(name).name for name in scans if places}
-    counts = Counter(names.values())
+    sequences = {sequence for _, sequence in places.values()}
     unnamed = {
-        s: name
-        for name, s in names.items()
-        if counts[s] > 1 - (name in places) and _WORDS.sub("", s) and not (s.isdecimal() or _BIDS.fullmatch(name))
+        s: name for name, (_, s) in places.items() if _WORDS.sub("", s) and not (s.isdecimal() or _BIDS.fullmatch(name))
     }
     masks = {s for s, name in unnamed.items() if _is_label_map(scans[name].first_file)}
-    return {name: scans[name].first_file for name, s in names.items() if s in masks} if masks < {*counts} else {}
+    return {name: scans[name].first_file for name, (_, s) in places.items() if s in masks} if masks < sequences else {}
 
 
 def _is_label_map(file: Path) -> bool:
