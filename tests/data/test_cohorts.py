@@ -48,7 +48,10 @@ def test_folder_is_searched_through(tmp_path):
 @pytest.mark.goal(id="R13")
 def test_ids_have_folders_or_suffixes_only_where_file_names_are_not_unique(tmp_path):
     touch(tmp_path / "Doe/one.nii", tmp_path / "Roe/two.nii")
-    assert [(c.id, c.file_name, c.patient) for c in read_cohort(tmp_path)] == [("one", "one", "one"), ("two", "two", "two")]
+    assert [(c.id, c.file_name, c.patient) for c in read_cohort(tmp_path)] == [
+        ("one", "one", "one"),
+        ("two", "two", "two"),
+    ]
     assert [c.id for c in read_cohort(table(tmp_path, "image\nDoe/one.nii\nRoe/two.nii\n"))] == ["one", "two"]
     touch(tmp_path / "Roe/one.nii")
     assert [c.id for c in read_cohort(tmp_path)] == ["Doe_one", "Roe_one", "Roe_two"]
