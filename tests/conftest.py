@@ -338,7 +338,15 @@ def sequences(tiny_bundle: TinyBundle, tmp_path_factory: pytest.TempPathFactory)
             write_scan(root / file, rng.integers(256, size=(1, 20, 24)), dtype=np.uint8)
         entries.append({"id": f"case-{i}", "image": files, "wide": ["no", "yes"][i % 2]})
     cohort = root / "cohort.json"
-    cohort.write_text(json.dumps({"training": entries[:8], "validation": entries[8:]}))
+    cohort.write_text(
+        json.dumps(
+            {
+                "channel_names": {str(k): name for k, name in enumerate(SEQUENCES)},
+                "training": entries[:8],
+                "validation": entries[8:],
+            }
+        )
+    )
     bundle = Path(shutil.copytree(tiny_bundle.directory, root / "bundle", ignore=shutil.ignore_patterns("cache")))
     return _embedded(bundle, cohort, in_channels=3, sequences=list(SEQUENCES))
 

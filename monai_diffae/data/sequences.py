@@ -37,6 +37,9 @@ _COUNTER = re.compile(r"\D*\d+\W*")
 _RUN = re.compile(r"_run-[A-Za-z0-9]+")
 # words that say nothing about a patient or a sequence
 _KINDS = re.compile(r"[-_. ]*(?:0000$|image|img|imaging|scan|volume|seg[a-z]*|masks?|labels?)", re.IGNORECASE)
+CLASS_WORDS = ("class", "grade", "label", "stage", "type", "kl", "birads", "bi-rads", "pirads", "score", "level")
+"""Words before the number of a folder that holds a class, such as ``grade 2``."""
+
 _MOST_NAMES = 20  # sequences of a case, or files in each patient's folder
 _FEW_CHANNELS = 4  # that may be numbered, without names; more numbers are frames
 _MOST_CLASSES = 32  # of a label map
@@ -184,7 +187,8 @@ def _read_folders(names: Sequence[str]) -> dict[str, Place]:
     counts = Counter(sequence for sequences in groups.values() for sequence in sequences)
     are_equal = len(groups) > len(counts) and 2 * min(counts.values(), default=0) > len(groups)
     are_named = all(not _COUNTER.fullmatch(sequence) for sequence in counts)  # as images of a class are not
-    if len(counts) <= _MOST_NAMES and are_equal and are_named:
+    are_classes = {re.sub(r"[-_ ]*\d+$", "", PurePosixPath(stem).name).lower() for stem in groups} <= {*CLASS_WORDS}
+    if len(counts) <= _MOST_NAMES and are_equal and are_named and not are_classes:
         return places
     named = {stem for stem, sequences in groups.items() if _have_words(sequences) or "orig" in sequences}
     known = {sequence.casefold() for stem in named for sequence in groups[stem]}

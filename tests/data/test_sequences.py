@@ -216,9 +216,13 @@ def test_odd_folders(scans, names, expected):
 
 
 @pytest.mark.parametrize(
-    "names", [("site1_0001", "site1_0002", "site2_0001"), ("p1_2019", "p1_2020", "p2_2019", "p2_2020")]
-)
-def test_counters_are_no_channels(scans, names):
+    "names",
+    [
+        ("site1_0001", "site1_0002", "site2_0001"), ("p1_2019", "p1_2020", "p2_2019", "p2_2020"),
+        [f"grade{grade}/{name}" for grade in range(5) for name in ("ann", "bob")],
+    ],
+)  # fmt: skip
+def test_counters_and_people_are_no_sequences(scans, names):
     cases = list_cases(scans(*(f"{name}.nii.gz" for name in names))).cases
     assert [case.id for case in cases] == [*names]
     assert not any(case.sequences for case in cases)

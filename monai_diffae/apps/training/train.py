@@ -314,7 +314,7 @@ def _plan(
     given = {key: value for key, value in named.items() if value is not None}
     result = plan(
         cohort or parser.get_parsed_content("dataset_dir"), bundle=bundle, minutes=minutes, device=training.device,
-        overlays=training.overlays, columns=training.columns, colour=training.colour,
+        overlays=training.overlays, columns=training.columns, sequences=training.sequences, colour=training.colour,
         overrides={**fixed, **given, **training.overrides},
     ).plan  # fmt: skip
     result = replace(result, budget_s=60 * minutes - (time.monotonic() - start))

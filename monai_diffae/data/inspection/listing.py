@@ -35,13 +35,12 @@ from monai_diffae.data.cohorts import (
 from monai_diffae.data.folders import BIDS_SUBJECT, name_within, search_folder, short_names
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
-from monai_diffae.data.sequences import are_modalities, count_sequences
+from monai_diffae.data.sequences import CLASS_WORDS, are_modalities, count_sequences
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted, quoted
 from monai_diffae.lazy import pd
 
 _MAX_CLASSES = 12  # most values of a label that are listed
 
-_CLASS_WORDS = ("class", "grade", "label", "stage", "type", "kl", "birads", "bi-rads", "pirads", "score", "level")
 _NO_CLASSES = re.compile(r"images?(?:Tr|Ts|Val)?$|scans?$|dicom", re.IGNORECASE)
 _MOST_CLASS_FOLDERS = 50
 
@@ -250,7 +249,7 @@ def _are_numbered(folders: Sequence[str]) -> bool:
     if "#" not in shape or 2 * count <= len(folders):
         return False
     is_grades = len(folders) <= 10 and all(len(n) == 1 for folder in folders for n in re.findall(r"\d+", folder))
-    is_class_name = shape.replace("#", "").strip(" _-").lower() in ("", *_CLASS_WORDS)
+    is_class_name = shape.replace("#", "").strip(" _-").lower() in ("", *CLASS_WORDS)
     return not (is_grades and is_class_name)
 
 

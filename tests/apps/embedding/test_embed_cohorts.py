@@ -203,10 +203,10 @@ def away(monkeypatch):
     names = set()
     read = nifti.read
 
-    def read_if_there(path):
+    def read_if_there(path, channel=None):
         if path.name in names:
             raise ScanError(f"{path.name}: cannot be read (Host is down); try again")
-        return read(path)
+        return read(path, channel)
 
     monkeypatch.setattr(nifti, "read", read_if_there)
     return names
