@@ -10,6 +10,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.formats import dicom
+from monai_diffae.data.formats.scan import split_channel
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.sequences import group_files
 from monai_diffae.errors import counted
@@ -75,6 +76,12 @@ def search_folder(root: Path) -> FolderContent:
     images = {name: scan for name, scan in named.items() if name not in maps}
     grouping = group_files(root, images, {name: named[name].first_file for name in named if name in maps})
     return FolderContent(grouping.cases, grouping.left_over, grouping.notes, unreadable)
+
+
+def sequences_beside(file: Path) -> dict[str, Path]:
+    """The sequences of the case that a file in a folder of scans belongs to, by name; none if it has one image."""
+    cases = search_folder(file.parent).scans
+    return next((case.sequences for case in cases if file in (split_channel(each)[0] for each in case.files)), {})
 
 
 def name_within(path: Path, root: Path) -> str:

@@ -19,6 +19,7 @@ from monailabel.interfaces.datastore import Datastore
 
 from monai_diffae.data.folders import name_within, search_folder
 from monai_diffae.data.formats import dicom, itk
+from monai_diffae.data.formats.scan import split_channel
 from monai_diffae.data.scans import SUFFIXES, read_scan, scan_suffix
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, counted, one_line
 from monai_diffae.serving.answers import ConflictError, NotFoundError
@@ -182,7 +183,7 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
     def _search(self) -> None:
         """Find the scans of the folder."""
         root, labels = Path(self._datastore.image_path()), f"{self._datastore.labels_dir}/"
-        files = [scan.first_file for scan in search_folder(root).scans]
+        files = dict.fromkeys(split_channel(file)[0] for scan in search_folder(root).scans for file in scan.files)
         paths = [(name_within(file, root).replace("/", "_"), os.path.relpath(file, root)) for file in files]
         scans = [(id, path) for id, path in paths if not path.startswith(labels)]
         self._scans = dict(reversed(scans))

@@ -31,6 +31,7 @@ from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
 from monai_diffae.bundle.model import Detail, ModelCase
+from monai_diffae.data.folders import sequences_beside
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.label_app import AppFolder
 from monai_diffae.latents.neighbors import nearest_neighbors
@@ -118,8 +119,11 @@ class Request:
     folder: AppFolder  # the app's folder
 
     def open(self) -> ModelCase:
-        """Read the scan as the bundle sees it."""
-        return self.trained.open(self.image, slice=self.slice)
+        """Read the scan as the bundle sees it: with the other sequences of the case, if it takes several."""
+        names = self.trained.config.get("sequences", [])
+        beside = sequences_beside(Path(self.image)) if names else {}
+        images = {name: beside[name] for name in names if name in beside}
+        return self.trained.open(images if len(images) == len(names) > 0 else self.image, slice=self.slice)
 
     def detector(self) -> AnomalyDetector:
         """The bundle's anomaly detector."""

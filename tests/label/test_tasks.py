@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from typing import Literal
 
 import nibabel as nib
@@ -14,9 +15,10 @@ from PIL import Image
 from monai_diffae import EmbeddingIndex, load_bundle
 from monai_diffae.apps.command import command
 from monai_diffae.bundle import AnomalyDetector
+from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ConfigError
-from monai_diffae.label.tasks import check_keys, option_names, shown_options
+from monai_diffae.label.tasks import Request, check_keys, option_names, shown_options
 
 SCAN = "hippocampus_001"
 FROM_SLICER = {"result_extension": ".nrrd", "result_dtype": "uint8", "client_id": "user-xyz"}
@@ -210,3 +212,12 @@ def test_options_are_the_keyword_arguments_and_what_viewers_send(server_3d):
     for suffix in (".exe", "/../x.nii"):
         answer = server_3d.infer("diffae_anomaly_map", SCAN, result_extension=suffix)
         assert (answer.status_code, answer.json()["detail"][:18]) == (400, "result_extension: ")
+
+
+def test_a_case_is_opened_with_the_sequences_beside_it(sequences, tmp_path):
+    trained, cases = load_bundle(sequences.bundle, "cpu"), read_cohort(sequences.cohort)[:2]
+    for number, case in enumerate(cases):
+        for name, file in case.sequences.items():
+            shutil.copy(file, tmp_path / f"p{number}_{name}.nii.gz")
+    opened = Request(str(tmp_path / "p1_FLAIR.nii.gz"), "", None, trained, None).open()
+    np.testing.assert_array_equal(opened.images, trained.open([*cases[1].sequences.values()]).images)
