@@ -236,18 +236,18 @@ def _is_label_map(file: Path) -> bool:
 
 
 def _read_series(scans: Mapping[str, Case]) -> dict[str, Place]:
-    """The places of DICOM volumes with a description: the first series of the patient's study, and the description."""
+    """The places of DICOM volumes whose description is theirs alone: the study's first series, and the description."""
     described = {}
     for name, scan in scans.items():
         series = dicom.find_series(scan.first_file) if may_be_dicom(scan.first_file) else None
         if series and series.study and series.description:
             described[name] = (series.patient, series.study), series.description
-    studies = Counter(study for study, _ in described.values())
+    counts = Counter(described.values())
+    once = {name: place for name, place in described.items() if counts[place] == 1}  # others are repeated, and scans
+    studies = Counter(study for study, _ in once.values())
     first: dict[Any, str] = {}
     return {
-        name: (first.setdefault(study, name), sequence)
-        for name, (study, sequence) in described.items()
-        if studies[study] > 1
+        name: (first.setdefault(study, name), sequence) for name, (study, sequence) in once.items() if studies[study] > 1
     }
 
 

@@ -184,15 +184,18 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
 
     def _items(self, X: Any, trained: TrainedBundle) -> list[Item] | None:
         """The items that the preprocessing takes, one per row; None if ``X`` holds no paths."""
-        columns = self._path_columns(X, trained.image_keys)
+        keys, sequences = trained.image_keys, trained.config.get("sequences", [])
+        if sequences and {*sequences} <= {*getattr(X, "columns", ())}:
+            X = X.assign(image=[[*map(str, row)] for row in X[sequences].to_numpy()])
+        columns = self._path_columns(X, keys)
         if columns is None:
             return None
-        missing = next((key for key in trained.image_keys if key not in columns), None)
+        missing = next((key for key in keys if key not in columns), None)
         if missing is not None:
             raise ConfigError(f"X: the bundle also reads {missing!r}; give a DataFrame with that column")
-        paths = zip(*(columns[key] for key in trained.image_keys), strict=True)
+        paths = zip(*(columns[key] for key in keys), strict=True)
         items: list[Item] = [
-            {"id": f"row {row}", **dict(zip(trained.image_keys, map(str, each), strict=True))}
+            {"id": f"row {row}", **{k: v if isinstance(v, list) else str(v) for k, v in zip(keys, each, strict=True)}}
             for row, each in enumerate(paths)
         ]
         if trained.config.get("spatial_dims") == 2:

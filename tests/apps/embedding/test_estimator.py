@@ -21,6 +21,7 @@ from sklearn.utils.validation import validate_data
 from tiny_bundles import rewrite
 
 from monai_diffae import DiffAEEncoder, embed, load_bundle
+from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.embeddings import z_columns, z_matrix
 from monai_diffae.errors import ConfigError, ScanError
 
@@ -211,3 +212,10 @@ def test_overrides_are_those_of_embed(labelled, table, tmp_path):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(encoder)).transform(table["image"]), z)
     with pytest.raises(ConfigError, match="^bundle: overrides changed since the encoder was fitted; fit it again"):
         encoder.set_params(overrides={}).transform(table["image"])
+
+
+def test_a_data_frame_may_have_a_column_per_sequence(sequences):
+    cases = read_cohort(sequences.cohort)
+    table = pd.DataFrame([case.sequences for case in cases])
+    z_sem = DiffAEEncoder(sequences.bundle, device="cpu").fit_transform(table)
+    np.testing.assert_array_equal(z_sem, pd.read_parquet(sequences.embeddings).filter(regex="^z_").to_numpy())
