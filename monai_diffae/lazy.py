@@ -22,7 +22,8 @@ class _Lazy:
 
 
 _RENAMED = {
-    "bundles": "bundle", "listings": "data.inspection.listing", "models": "bundle.model",
+    "bundles": "bundle", "case_sequences": "data.sequences", "listings": "data.inspection.listing",
+    "models": "bundle.model",
     "page_data": "apps.pages.data", "pages": "apps.pages.page", "parsing": "bundle.parser",
     "sessions": "apps.session", "speeds": "apps.training.speed", "surveys": "data.inspection.survey",
     "tables": "data.embeddings",

@@ -32,6 +32,7 @@ import monai_diffae.data.inspection.twins as twins
 import monai_diffae.data.masks as masks
 import monai_diffae.data.samples as samples
 import monai_diffae.data.scans as scans
+import monai_diffae.data.sequences as case_sequences
 import monai_diffae.data.streamed as streamed
 import monai_diffae.data.tensor_files as tensor_files
 import monai_diffae.engines as engines
@@ -60,6 +61,7 @@ __all__ = [
     "baselines",
     "bundles",
     "cached",
+    "case_sequences",
     "cohort_split",
     "cohorts",
     "counterfactual",

@@ -22,7 +22,7 @@ from monai_diffae.bundle.loading import inferer_overrides, inferer_settings, lat
 from monai_diffae.bundle.model import ModelCase, TrainedBundle
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, SplitOrigin
-from monai_diffae.data.cohort_split import SplitCohort, split_cohort
+from monai_diffae.data.cohort_split import ModelImages, SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.fingerprints import json_digest, scan_contents
 from monai_diffae.data.inspection.survey import survey_cohort
@@ -37,9 +37,18 @@ logger = logging.getLogger(__name__)
 _UNLIKE, _MANY = 3.0, 0.25  # a deviation above those of 99 % of the scans that a model knows; a share of the cases
 _LOOKED_AT, _LEAST_SHARE = 9, 0.3  # scans whose headers are read; of a scan that is seen, of an image that is filled
 _COHORT_KEYS = (
-    "spatial_dims", "columns", "image_keys", "sequences", "encoder_sequences", "region", "patient_pattern",
-    "val_fraction", "test_fraction", "seed", "slice_axis", "slice_range", "slice_step",
-)  # fmt: skip
+    "spatial_dims",
+    "columns",
+    "image_keys",
+    "patient_pattern",
+    "val_fraction",
+    "test_fraction",
+    "seed",
+    "slice_axis",
+    "slice_range",
+    "slice_step",
+)
+_IMAGE_KEYS = ("sequences", "encoder_sequences", "region")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -257,12 +266,14 @@ def split_for(
     columns = columns or {}
     training = read_values(trained.folder / layout.CONFIGS / layout.TRAIN)  # names of columns are no part of a model
     named = {key: training[key] for key in ("columns", "patient_pattern") if key in training}
+    given = {**trained.config, **(overrides or {})}
     values: dict[str, Any] = {
         **{key: value for key, value in named.items() if not is_formula(value)},
-        **{key: trained.config[key] for key in _COHORT_KEYS if key in trained.config},
-        **{key: value for key, value in (overrides or {}).items() if key in _COHORT_KEYS},
+        **{key: given[key] for key in _COHORT_KEYS if key in given},
     }
-    check_rules(values)
+    images = {key: given[key] for key in _IMAGE_KEYS if key in given}
+    check_rules({**values, **images})
+    values["images"] = ModelImages(**images)
     training_columns = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}
     values["columns"] = {**_columns_present(training_columns, Path(cohort)), **columns}
     split = split_cohort(cohort, **values)

@@ -9,6 +9,7 @@ MODULES = {
     "CachedCases": "cached",
     "Case": "cases",
     "EmbeddedCases": "embeddings",
+    "ModelImages": "cohort_split",
     "Scan": "scans",
     "ScanNeeds": "scans",
     "SplitCohort": "cohort_split",

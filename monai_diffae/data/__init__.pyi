@@ -1,5 +1,6 @@
 from monai_diffae.data.cached import CachedCases as CachedCases
 from monai_diffae.data.cases import Case as Case
+from monai_diffae.data.cohort_split import ModelImages as ModelImages
 from monai_diffae.data.cohort_split import SplitCohort as SplitCohort
 from monai_diffae.data.cohort_split import split_cohort as split_cohort
 from monai_diffae.data.cohorts import read_cohort as read_cohort

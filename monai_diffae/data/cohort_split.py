@@ -24,6 +24,30 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ModelImages:
+    """What a model sees of a case."""
+
+    #: the sequences that become channels of the image, in this order; by default the column ``image``, or all if every
+    #: case has them
+    sequences: Sequence[str] = ()
+    encoder_sequences: Sequence[str] = ()  #: those that the encoder sees, if it sees others than the decoder makes
+    region: Region = "whole"  #: cases without a mask are failures unless it is ``whole``
+
+    def choose(self, cases: Sequence[Case]) -> tuple[list[Case], list[Failure]]:
+        """The cases with these images, and those that lack one as failures."""
+        chosen, failures = choose_sequences(cases, self.sequences)
+        if self.encoder_sequences:
+            chosen, others = choose_sequences(chosen, self.encoder_sequences, "encoder_image")
+            failures += others
+        if self.region != "whole":
+            reason = f"has no mask, which region {self.region} needs; add it"
+            failures += [Failure(case.id, case.file, reason) for case in chosen if not case.mask]
+            chosen = [replace(case, images={**case.images, "mask": case.mask}) for case in chosen if case.mask]
+        check_any_usable(len(chosen), failures, "scans")
+        return chosen, failures
+
+
+@dataclass(frozen=True)
 class SplitCohort:
     """A cohort in which every case has a split; for a 2D model, its volumes are expanded into slices."""
 
@@ -93,9 +117,6 @@ def split_cohort(
     spatial_dims: int = 2,
     columns: Mapping[str, str] | None = None,
     image_keys: Sequence[str] = ("image",),
-    sequences: Sequence[str] = (),
-    encoder_sequences: Sequence[str] = (),
-    region: Region = "whole",
     patient_pattern: str | None = None,
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
@@ -103,6 +124,7 @@ def split_cohort(
     slice_axis: Axis = "axial",
     slice_range: Range = (0.0, 1.0),
     slice_step: int = 1,
+    images: ModelImages = ModelImages(),
 ) -> SplitCohort:
     """Read a cohort, split it by patient and, for a 2D model, expand its volumes into slices.
 
@@ -114,10 +136,6 @@ def split_cohort(
         spatial_dims: 2 or 3, the dimensions of the model.
         columns: names that the table uses for image, id, patient or split.
         image_keys: the columns with images.
-        sequences: the sequences that become channels of the image, in this order. By default the column ``image``, or
-            all sequences if every case has them.
-        encoder_sequences: those that the encoder sees, if it sees others than the decoder makes.
-        region: what the model sees of a scan; cases without a mask are failures unless it is ``whole``.
         patient_pattern: a regular expression that finds the patient in the image's path.
         val_fraction: fraction of the patients for ``val``, if the table has no split.
         test_fraction: fraction of the patients for ``test``, if the table has no split.
@@ -125,6 +143,7 @@ def split_cohort(
         slice_axis: ``axial``, ``coronal`` or ``sagittal``; see :func:`~monai_diffae.data.cohort_split.expand_slices`.
         slice_range: the part of the axis to use, in 0..1, from inferior, posterior or left.
         slice_step: use every ``slice_step``-th slice of that part.
+        images: what the model sees of a case.
 
     Raises:
         ConfigError: ``dataset_dir`` is ``???``, the value of a configuration in which it has to be replaced.
@@ -132,23 +151,23 @@ def split_cohort(
     """
     if dataset_dir == "???":
         raise ConfigError("dataset_dir: is required; give it a value")
-    keys = [key for key in image_keys if key != "encoder_image" or not encoder_sequences]
+    keys = [key for key in image_keys if key != "encoder_image" or not images.encoder_sequences]
     listed = read_cohort(dataset_dir, columns=columns, image_keys=keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     check_links(cases, Path(dataset_dir).name)
     is_drawn = any(before.split is None and after.split != "train" for before, after in zip(listed, cases, strict=True))
-    cases, lacking = model_images(cases, sequences, encoder_sequences, region)
+    cases, lacking = images.choose(cases)
     fingerprint = cohort_fingerprint(cases)
     failures: list[Failure] = []
     scans = f"{counted(len(cases), 'scan')} of {counted(len({case.patient for case in cases}), 'patient')}"
     selected = ""
     if spatial_dims == 2:
-        images, failures = expand_slices(cases, axis=slice_axis, range=slice_range, step=slice_step)
-        if region != "whole":
-            images = [case for case in track(images, "reading masks") if has_mask(case, slice_axis)]
-        if len(images) > len(cases) and (tuple(slice_range), slice_step) != ((0, 1), 1):
+        slices, failures = expand_slices(cases, axis=slice_axis, range=slice_range, step=slice_step)
+        if images.region != "whole":
+            slices = [case for case in track(slices, "reading masks") if has_mask(case, slice_axis)]
+        if len(slices) > len(cases) and (tuple(slice_range), slice_step) != ((0, 1), 1):
             selected = f", from volumes with slice_range {list(slice_range)} and slice_step {slice_step}"
-        cases = images
+        cases = slices
     failures, skipped = [*lacking, *failures], SkippedCases()
     for failure in failures:
         skipped.log(failure)
@@ -156,25 +175,6 @@ def split_cohort(
     counts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
     logger.info("%s: %s images%s", scans, counts, selected)
     return SplitCohort(cases, failures, fingerprint, is_drawn, slice_axis)
-
-
-def model_images(
-    cases: Sequence[Case],
-    sequences: Sequence[str] = (),
-    encoder_sequences: Sequence[str] = (),
-    region: Region = "whole",
-) -> tuple[list[Case], list[Failure]]:
-    """The cases with the images that a model gets, see :func:`split_cohort`, and those that lack one as failures."""
-    chosen, failures = choose_sequences(cases, sequences)
-    if encoder_sequences:
-        chosen, others = choose_sequences(chosen, encoder_sequences, "encoder_image")
-        failures += others
-    if region != "whole":
-        reason = f"has no mask, which region {region} needs; add it"
-        failures += [Failure(case.id, case.file, reason) for case in chosen if not case.mask]
-        chosen = [replace(case, images={**case.images, "mask": case.mask}) for case in chosen if case.mask]
-    check_any_usable(len(chosen), failures, "scans")
-    return chosen, failures
 
 
 # -- slices of volumes -------------------------------------------------------------------------------------------------

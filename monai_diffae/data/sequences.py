@@ -247,7 +247,9 @@ def _read_series(scans: Mapping[str, Case]) -> dict[str, Place]:
     studies = Counter(study for study, _ in once.values())
     first: dict[Any, str] = {}
     return {
-        name: (first.setdefault(study, name), sequence) for name, (study, sequence) in once.items() if studies[study] > 1
+        name: (first.setdefault(study, name), sequence)
+        for name, (study, sequence) in once.items()
+        if studies[study] > 1
     }
 
 

@@ -19,9 +19,8 @@ from monai_diffae.bundle.config import build, check_dimensions, find_device, seq
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
-from monai_diffae.data.sequences import usual_sequences
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
-from monai_diffae.lazy import cohort_split, cohorts, engines, parsing, speeds, surveys, torch
+from monai_diffae.lazy import case_sequences, cohort_split, cohorts, engines, parsing, speeds, surveys, torch
 
 FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30
@@ -170,10 +169,10 @@ def plan(
         cohort, columns={**given.get("columns", {}), **columns}, image_keys=given.get("image_keys", ["image"])
     )
     named = {**given, **overrides}
-    sequences = planning.sequences or named.get("sequences") or usual_sequences(cases)
+    sequences = planning.sequences or named.get("sequences") or case_sequences.usual_sequences(cases)
     encoder, region = named.get("encoder_sequences", []), named.get("region", "whole")
     overrides = {**sequence_values([] if sequences == ["image"] else sequences, encoder), **overrides}
-    cases, lacking = cohort_split.model_images(cases, sequences, encoder, region)
+    cases, lacking = cohort_split.ModelImages(sequences, encoder, region).choose(cases)
     survey = surveys.survey_cohort(cases, given.get("spatial_dims"))
     survey.failures.extend(lacking)
     bundle = bundle or Path(f"diffae_{survey.spatial_dims}d")
