@@ -158,7 +158,7 @@ class Session:
             made_from["scans"] = json_digest(scan_contents(cases))
             masks = [replace(case, images={"mask": case.mask}) for case in cases if case.mask and uses_masks]
             if masks:
-                made_from["masks"] = json_digest(scan_contents(masks))
+                made_from["masks"] = json_digest([case.id for case in masks] + scan_contents(masks))
         return {**made_from, **more}
 
     def warn_if_unlike(self, z_sem: NDArray[np.floating[Any]]) -> None:

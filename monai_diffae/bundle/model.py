@@ -188,7 +188,7 @@ class ModelCase(CaseSpace):
     ) -> None:
         images = dict(image) if isinstance(image, Mapping) else {"image": image}
         keys, config = trained.image_keys, trained.config
-        if "image" not in images:
+        if "image" not in images or "image" in config.get("sequences", []):
             images = _named_images(images, config)
         if set(images) - {"mask"} != set(keys):
             given, needed = (", ".join(sorted(names)) or "none" for names in (images, keys))
@@ -332,7 +332,7 @@ def _named_images(images: Mapping[str, CaseImage], config: Mapping[str, Any]) ->
     if missing := [name for names in sequences.values() for name in names if name not in images]:
         raise ConfigError(f"image: the bundle takes the sequence {missing[0]}, which is not given; add it")
     named: dict[str, Any] = {key: [images[name] for name in names] for key, names in sequences.items() if names}
-    return named | ({"mask": images["mask"]} if "mask" in images else {}) or dict(images)
+    return {**named, **({"mask": images["mask"]} if "mask" in images else {})} if named else dict(images)
 
 
 def _name(image: CaseImage) -> str:

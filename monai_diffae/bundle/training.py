@@ -95,7 +95,10 @@ def check_run(file: str = TRAIN) -> None:
         _drop_repetition(parser.get(id), id)
     if file == TRAIN:
         _use_given_images(parser)
-        parser.update(sequence_values(parser.get("sequences", []), parser.get("encoder_sequences", [])))
+        encoder_sequences = parser.get("encoder_sequences", [])
+        if encoder_sequences and "in_channels" not in parser["network_def"]["encoder"]:
+            raise ConfigError("encoder_sequences: this encoder sees what the decoder makes; omit them, or the overlay")
+        parser.update(sequence_values(parser.get("sequences", []), encoder_sequences))
     check_config_of_run(parser.get())
 
 

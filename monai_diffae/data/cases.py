@@ -68,8 +68,8 @@ class Case:
 
     @property
     def files(self) -> list[Path]:
-        """All files, the first one of ``"image"`` first."""
-        images = [self.images[key] for key in sorted(self.images, key=lambda key: key != "image")]
+        """All files of images, the first one of ``"image"`` first; not the mask."""
+        images = [self.images[key] for key in sorted(self.images, key=lambda key: key != "image") if key != "mask"]
         return [file for image in images for file in (image if isinstance(image, tuple) else (image,))]
 
     @property

@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # every command imports this module, so it is light
 
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
 
-_CHANNEL = "#channel="  # as in data.formats.scan, which is heavy
+CHANNEL = "#channel="
+"""Between a file of several channels and the number of one of them, which counts from 0."""
 _VOXELS_OF = {".hdr": ".img", ".hdr.gz": ".img.gz"}  # by the suffixes of their headers
 _VOXELS_FIELD = re.compile(rb"(?im)^\s*(?:ElementDataFile\s*[=:]|data ?file\s*:(?!=))\s*([^\r\n]*)")
 _LONGEST_HEADER = 1 << 16
@@ -32,6 +33,17 @@ _LONGEST_HEADER = 1 << 16
 _SETTLED_NS = 2 * 10**9  # file systems store the time of a change to 2 s or better
 _MOST_CACHED = 16384
 _checksums: dict[tuple[int, ...], str] = {}  # of files, by what changes whenever a file is written or replaced
+
+
+def split_channel(path: PathLike) -> tuple[Path, int | None]:
+    """Split ``mr.nii.gz#channel=1`` into the file and the number of its channel; other paths have none (None).
+
+    Example:
+        >>> split_channel("mr.nii.gz#channel=1")
+        (PosixPath('mr.nii.gz'), 1)
+    """
+    text, _, number = os.fspath(path).rpartition(CHANNEL)
+    return (Path(text), int(number)) if text and number.isdecimal() else (Path(path), None)
 
 
 def digest(*parts: str | bytes | memoryview | NDArray[Any]) -> str:
@@ -142,7 +154,7 @@ def cohort_fingerprint(cases: Sequence[Case]) -> str:
     for case in cases:
         images = sorted(case.images.items())
         files = [(key, file) for key, image in images for file in (image if isinstance(image, tuple) else (image,))]
-        sizes = [f"{key}={size(file)}" for key, file in files]
+        sizes = [" ".join([f"{key}={size(file)}", *_channel(file)]) for key, file in files]
         lines.append(" ".join([digest(case.file_name), str(case.slice_index), str(case.split), *sizes]))
     return digest("\n".join(sorted(lines)))
 
@@ -166,7 +178,7 @@ def _files(item: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _channel(file: PathLike) -> list[str]:
     """The number of the channel that a path names, as text, if it names one."""
-    return [os.fspath(file).rpartition(_CHANNEL)[2]] if _CHANNEL in os.fspath(file) else []
+    return [os.fspath(file).rpartition(CHANNEL)[2]] if CHANNEL in os.fspath(file) else []
 
 
 def _file_hash(file: Path) -> str:
@@ -178,7 +190,7 @@ def _file_hash(file: Path) -> str:
 
 def _state_lines(file: str) -> Iterator[str]:
     path = file.rpartition("#series=")[0] or file
-    path = path.partition(_CHANNEL)[0]
+    path = path.partition(CHANNEL)[0]
     for name, each in ((file, path), *((voxels, voxels) for voxels in voxel_files(path))):
         yield os.path.basename(name)  # noqa: PTH119 - see above
         try:

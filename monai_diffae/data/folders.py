@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 
 from monai_diffae.data.cases import Case
+from monai_diffae.data.fingerprints import split_channel
 from monai_diffae.data.formats import dicom
-from monai_diffae.data.formats.scan import split_channel
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.sequences import group_files
 from monai_diffae.errors import counted

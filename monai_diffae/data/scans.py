@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,9 +19,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import affine_transform, gaussian_filter
 
+from monai_diffae.data.fingerprints import CHANNEL, split_channel
 from monai_diffae.data.formats import dicom, itk, nifti, pictures, tiff
 from monai_diffae.data.formats.scan import (
-    CHANNEL,
     Doubt,
     Floats,
     Header,
@@ -30,7 +31,6 @@ from monai_diffae.data.formats.scan import (
     check_affine,
     check_budget,
     check_regular,
-    split_channel,
     warn_once,
 )
 from monai_diffae.data.scan_writing import write_scan
@@ -53,6 +53,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_SAME_PLACE = 0.05  # voxels by which the corners of equal grids may differ
 _HIGHEST_LABEL, _MOST_LABELS = 2**16 - 1, 256  # in a label map
 
 NonFinite = Literal["error"] | float
@@ -353,25 +354,26 @@ def on_grid(
         ScanError: the volumes do not overlap, the images are 2D, or ``other_grids`` is ``refuse``.
     """
     sizes, expected = (" x ".join(map(str, each.array.shape[1:])) for each in (scan, target))
-    if sizes == expected and np.allclose(scan.affine, target.affine, atol=0.01):
+    to_own = np.linalg.solve(scan.affine, target.affine)  # from indices of the target to those of the scan
+    matrix, offset = to_own[:3, :3], to_own[:3, 3]
+    sides = [(0, size - 1) for size in target.array.shape[1:]] + [(0, 0)] * (3 - target.spatial_dims)
+    corners = np.array([*itertools.product(*sides)])
+    own_corners = corners @ matrix.T + offset
+    if sizes == expected and np.abs(own_corners - corners).max() < _SAME_PLACE:
         return scan.array
     if other_grids == "refuse" or (scan.spatial_dims, target.spatial_dims) != (3, 3):
         wrong = f"its size or position is not that of the first image ({sizes}, {expected})"
         raise problem(path, wrong, "resample it to that grid")
-    to_own = np.linalg.solve(scan.affine, target.affine)  # from indices of the target to those of the scan
-    matrix, offset = to_own[:3, :3], to_own[:3, 3]
-    corners = np.array([*itertools.product(*((0, size - 1) for size in target.array.shape[1:]))]) @ matrix.T + offset
-    if (corners.max(axis=0) < 0).any() or (corners.min(axis=0) > np.array(scan.array.shape[1:]) - 1).any():
+    if (own_corners.max(axis=0) < 0).any() or (own_corners.min(axis=0) > np.array(scan.array.shape[1:]) - 1).any():
         raise problem(path, "it lies outside of the first image", "check that both are of one patient and session")
     warn_once(Path(path), f"it is resampled from {sizes} to {expected}, the grid of the first image")
-    sigma = [0.0 if nearest else max(0.0, (step - 1) / 2) for step in np.abs(matrix).max(axis=1)]
-    return np.stack([
-        affine_transform(
-            gaussian_filter(channel, sigma, mode="nearest") if any(sigma) else channel, matrix, offset,
-            target.array.shape[1:], order=0 if nearest else 1, mode="constant", cval=float(channel.min()),
-        )
-        for channel in scan.array
-    ])  # fmt: skip
+    to_target = partial(affine_transform, matrix=matrix, offset=offset, output_shape=target.array.shape[1:])
+    if nearest:
+        return np.stack([to_target(channel, order=0, mode="grid-constant") for channel in scan.array])
+    sigma = [max(0.0, (step - 1) / 2) for step in np.abs(matrix).max(axis=1)]
+    smooth = [gaussian_filter(channel, sigma, mode="nearest") if any(sigma) else channel for channel in scan.array]
+    inside = to_target(np.ones(scan.array.shape[1:], np.uint8), order=0, mode="grid-constant") > 0
+    return np.stack([np.where(inside, to_target(each, order=1, mode="nearest"), each.min()) for each in smooth])
 
 
 # -- slices of volumes, oriented for display ---------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from monai_diffae.data.cases import Case, spread
+from monai_diffae.data.fingerprints import CHANNEL
 from monai_diffae.data.formats import dicom, nifti
-from monai_diffae.data.formats.scan import CHANNEL
 from monai_diffae.data.progress import Failure
 from monai_diffae.data.scans import may_be_dicom, read_header, read_scan
 from monai_diffae.errors import CohortError, ScanError, counted, shortened

@@ -17,9 +17,9 @@ import SimpleITK as sitk
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
+from monai_diffae.data.fingerprints import split_channel
 from monai_diffae.data.folders import name_within, search_folder
 from monai_diffae.data.formats import dicom, itk
-from monai_diffae.data.formats.scan import split_channel
 from monai_diffae.data.scans import SUFFIXES, read_scan, scan_suffix
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, counted, one_line
 from monai_diffae.serving.answers import ConflictError, NotFoundError

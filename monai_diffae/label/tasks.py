@@ -120,10 +120,8 @@ class Request:
 
     def open(self) -> ModelCase:
         """Read the scan as the bundle sees it: with the other sequences of the case, if it takes several."""
-        names = self.trained.config.get("sequences", [])
-        beside = sequences_beside(Path(self.image)) if names else {}
-        images = {name: beside[name] for name in names if name in beside}
-        return self.trained.open(images if len(images) == len(names) > 0 else self.image, slice=self.slice)
+        beside = sequences_beside(Path(self.image)) if self.trained.config.get("sequences") else {}
+        return self.trained.open(beside or self.image, slice=self.slice)
 
     def detector(self) -> AnomalyDetector:
         """The bundle's anomaly detector."""

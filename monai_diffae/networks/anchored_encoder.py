@@ -52,8 +52,8 @@ class PatchWords(nn.Module):
         num_words: the number K of words; None: 200, in 3D 100.
         patch: pixels per axis of a patch; None: 6, in 3D 5.
         cells: cells per axis over which patches are averaged; None: 4, in 3D 3.
-        asymmetry: give how much these features differ from those of the mirrored image instead, left to right: along
-            the last axis, in 3D the first. A brain's halves are alike unless one of them is ill.
+        asymmetry: return the absolute difference to the features of the mirrored image instead. It is mirrored from
+            left to right: along the last axis, in 3D the first; not for sagittal slices.
 
     Example:
         >>> words = PatchWords([32, 32], num_words=20)

@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.data.utils import AFFINE_TOL, zoom_affine
 from monai.transforms import Crop, InvertibleTransform, MapTransform, SpatialResample
 from monai.transforms.spatial.functional import orientation
+from monai.transforms.utils import generate_spatial_bounding_box
 from monai.utils import TraceKeys, ensure_tuple
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
@@ -185,7 +186,7 @@ class ToRegiond(MapTransform, InvertibleTransform):
         keys: images ``[C, *S]`` as MetaTensor, of items with a label map ``"mask"`` on their grid, which is taken out.
         region: ``whole`` changes nothing; ``box`` crops; ``masked`` crops, and sets what is outside the mask to the
             lowest value of each channel.
-        margin_mm: what the box has around the mask on each side, in mm (pixels, if their size is not known).
+        margin_mm: margin of the box on each side of the mask, in mm (pixels, if their size is not known).
 
     Raises:
         ScanError: the item has no mask, or an empty one.
@@ -219,15 +220,12 @@ class ToRegiond(MapTransform, InvertibleTransform):
             if not mask.any():
                 wrong = f"has no mask, or an empty one, for region {self.region}"
                 raise ScanError(f"{item.get('id', key)}: {wrong}; omit this case")
-            places = [
-                torch.nonzero(mask.movedim(axis, 0).flatten(1).any(1))[:, 0].tolist() for axis in range(mask.ndim)
-            ]
             if self.region == "masked":
                 lowest = image.amin(dim=tuple(range(1, image.ndim)), keepdim=True)
                 image = self.push_transform(torch.where(mask, image, lowest), extra_info={"mask": mask})
             margins = [math.ceil(self.margin_mm / float(mm)) for mm in image.pixdim]
-            box = [slice(max(0, p[0] - m), p[-1] + m + 1) for p, m in zip(places, margins, strict=True)]
-            item[key] = self._crop(image, tuple(box))
+            box = generate_spatial_bounding_box(mask[None], margin=margins, allow_smaller=True)
+            item[key] = self._crop(image, tuple(map(slice, *box)))
         return item
 
     def inverse(self, data: Item) -> Item:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scan_files import save_nifti, shared, values
 
-from monai_diffae.data.cohort_split import expand_slices, split_cohort
+from monai_diffae.data.cohort_split import ModelImages, expand_slices, split_cohort
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.masks import read_mask, with_mask_labels
 from monai_diffae.data.scans import read_scan
@@ -46,7 +46,7 @@ def test_four_classes_of_a_tumour_are_four_labels():
 
 
 def test_areas_of_slices_are_those_of_numpy():
-    cohort = split_cohort(shared("lgg_mri_128"), 2, sequences=["FLAIR"])
+    cohort = split_cohort(shared("lgg_mri_128"), 2, images=ModelImages(["FLAIR"]))
     cases = [case for case in cohort.with_mask_labels().cases if case.patient.startswith("TCGA_CS_49")]
     for case in cases:
         plane = read_scan(case.mask).array[0, :, :, case.slice_index]

@@ -14,7 +14,7 @@ from tiny_bundles import TINY
 
 from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.cases import Case, assign_splits
-from monai_diffae.data.cohort_split import split_cohort
+from monai_diffae.data.cohort_split import ModelImages, split_cohort
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats import nifti
 from monai_diffae.data.inspection.listing import list_cases, write_listing
@@ -158,7 +158,8 @@ def test_the_layouts_have_the_same_rows(layouts, patients, layout, tmp_path):
 def test_no_patient_is_in_two_of_the_same_splits(layouts, patients, layout):
     names = LAYOUTS[layout][1]
     for seed in range(50):
-        cohort = split_cohort(layouts[layout], 3, sequences=names, val_fraction=0.3, test_fraction=0.3, seed=seed)
+        images = ModelImages(names)
+        cohort = split_cohort(layouts[layout], 3, images=images, val_fraction=0.3, test_fraction=0.3, seed=seed)
         ids = sorted({case.patient for case in cohort.cases})
         drawn = assign_splits([Case(i, {}, i) for i in ids], val_fraction=0.3, test_fraction=0.3, seed=seed)
         assert {case.patient: case.split for case in cohort.cases} == {case.patient: case.split for case in drawn}

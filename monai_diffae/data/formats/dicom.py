@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
+from monai_diffae.data.fingerprints import split_channel
 from monai_diffae.data.formats.dicom_pixels import decode, lenient, read_tags, without_padding
 from monai_diffae.data.formats.dicom_planes import TAGS, Stack, flat_geometry, make_stack, read_planes, to_volume
-from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget, split_channel
+from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget
 from monai_diffae.errors import ScanError, problem
 from monai_diffae.policies import PathLike
 

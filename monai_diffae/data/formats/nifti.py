@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.freesurfer import mghformat
 
-from monai_diffae.data.fingerprints import voxel_file
+from monai_diffae.data.fingerprints import CHANNEL, voxel_file
 from monai_diffae.data.formats import scan
 from monai_diffae.errors import problem
 
@@ -162,7 +162,7 @@ def _geometry(path: Path, header: nib.Nifti1Header, channel: int | None) -> tupl
     num_channels = math.prod(shape[3:])
     if channel is None and num_channels > _MOST_CHANNELS:
         wrong = f"a time series of {num_channels} volumes"
-        raise problem(path, wrong, f"choose one of them, with {scan.CHANNEL}0 after the file's name")
+        raise problem(path, wrong, f"choose one of them, with {CHANNEL}0 after the file's name")
     if channel is not None and channel >= num_channels:
         raise problem(path, f"it has {num_channels} channels, so none with number {channel}", "count from 0")
     scan.check_budget(path, shape[:3], num_channels if channel is None else 1)

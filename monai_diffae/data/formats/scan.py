@@ -3,7 +3,6 @@
 import functools
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,6 @@ MAX_BYTES = 2 * 1024**3
 _FEW_STEPS, _TOO_FEW_STEPS = 256, 8  # float32 steps between the lowest and the highest value
 _PART = 1 << 20  # values that are scaled at once, in float64
 _MOST_PACKED = 1032  # bytes from one byte: the limit of deflate (gzip, PNG), which Huffman codes of JPEG do not reach
-
-CHANNEL = "#channel="
-"""Between a file of several channels and the number of one of them, which counts from 0."""
 
 
 DoubtKind = Literal["uneven", "incomplete", "tilted", "orientation", "spacing", "sheared"]
@@ -99,17 +95,6 @@ class Header:
     doubts: tuple[Doubt, ...] = ()
     channels: int | None = 1  # of the file: three may be a grey picture stored as RGB; None if only its pixels tell
     fits_png: bool = False  # whether it is a picture of 8 bits, so that PNG can hold images with its intensities
-
-
-def split_channel(path: PathLike) -> tuple[Path, int | None]:
-    """Split ``mr.nii.gz#channel=1`` into the file and the number of its channel; other paths have none (None).
-
-    Example:
-        >>> split_channel("mr.nii.gz#channel=1")
-        (PosixPath('mr.nii.gz'), 1)
-    """
-    text, _, number = os.fspath(path).rpartition(CHANNEL)
-    return (Path(text), int(number)) if text and number.isdecimal() else (Path(path), None)
 
 
 @functools.lru_cache(maxsize=100_000)

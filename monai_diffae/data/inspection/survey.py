@@ -155,9 +155,9 @@ def other_channels(cases: Iterable[Case], channels: int, colour: Colour) -> list
     failures = []
     for case in cases:
         try:
-            for images in (images for key, images in case.images.items() if key != "mask"):
-                for file in images if isinstance(images, tuple) else (images,):
-                    check_channels(file, 1 if isinstance(images, tuple) else channels, colour)
+            images = case.images["image"]
+            for file in images if isinstance(images, tuple) else (images,):
+                check_channels(file, 1 if isinstance(images, tuple) else channels, colour)
         except ScanError as error:
             failures.append(Failure(case.id, case.file, str(error)))
     return failures
