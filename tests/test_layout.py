@@ -27,9 +27,9 @@ BUDGETS = {
     "apps/study": (1_070, 7),
     "apps/synthesis": (2_750, 15),
     "apps/training": (2_390, 14),
-    "bundle": (2_800, 12),
+    "bundle": (2_880, 12),
     "cli": (270, 3),
-    "data": (6_810, 30),
+    "data": (7_750, 33),
     "diffusion": (1_300, 8),
     "engines": (1_420, 12),
     "explorer": (960, 7),
@@ -37,20 +37,20 @@ BUDGETS = {
     "inferers": (1_010, 7),
     "label": (1_930, 11),
     "latents": (4_120, 17),
-    "metrics": (650, 7),
+    "metrics": (690, 7),
     "networks": (2_250, 13),
     "official": (620, 5),
     "pictures": (830, 5),
     "serving": (160, 4),
-    "transforms": (1_170, 6),
+    "transforms": (1_300, 6),
 }
 """Lines and files of each room, with a little slack. Who raises one says in the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 29_000
-TEST_FUNCTIONS = 1_270
+TEST_LINES = 30_600
+TEST_FUNCTIONS = 1_340
 TRAININGS = 48
 
 
