@@ -52,7 +52,9 @@ class SplitCohort:
     """A cohort in which every case has a split; for a 2D model, its volumes are expanded into slices."""
 
     cases: list[Case]  #: all cases, in order
-    failures: list[Failure] = field(default_factory=list)  #: volumes whose header cannot be read
+    failures: list[Failure] = field(
+        default_factory=list
+    )  #: cases that lack an image or a mask, or whose header cannot be read
     fingerprint: str = ""  #: SHA-256 of ids, file sizes and splits, from which no name can be read
     #: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them
     is_drawn: bool = False
@@ -165,6 +167,9 @@ def split_cohort(
         slices, failures = expand_slices(cases, axis=slice_axis, range=slice_range, step=slice_step)
         if images.region != "whole":
             slices = [case for case in track(slices, "reading masks") if has_mask(case, slice_axis)]
+            known = {*map(_volume_id, slices), *(failure.case_id for failure in failures)}
+            reason = "no slice has a mask that is not empty and can be read; check the mask and slice_range"
+            failures += [Failure(case.id, case.file, reason) for case in cases if case.id not in known]
         if len(slices) > len(cases) and (tuple(slice_range), slice_step) != ((0, 1), 1):
             selected = f", from volumes with slice_range {list(slice_range)} and slice_step {slice_step}"
         cases = slices

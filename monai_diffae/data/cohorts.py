@@ -81,7 +81,9 @@ def read_cohort(
         {'age': 41}
     """
     path = Path(path)
-    names = {role: role for role in (*image_keys, *COLUMN_ROLES)} | dict(columns or {})
+    names = (
+        {role: role for role in COLUMN_ROLES} | {"mask": ""} | {key: key for key in image_keys} | dict(columns or {})
+    )
     if unknown := sorted(set(names) - {*image_keys, *COLUMN_ROLES}):
         roles = ", ".join((*image_keys, *COLUMN_ROLES))
         raise ConfigError(f"columns: {quoted(unknown[0])} is unknown; use one of {roles}")
@@ -204,8 +206,8 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
     """The rows of a CSV or TSV; ``explicit`` are the roles whose columns must exist, besides the images."""
     cells = read_columns(path, names.values())
     columns = _path_columns(cells, names)
-    masks = [name for name in columns if name.lower() in MASK_COLUMNS and name not in names.values()]
-    if masks and names["mask"] not in cells:
+    masks = _mask_columns(columns, names)
+    if masks and not names["mask"]:
         names = {**names, "mask": masks[0]}
     sequences = {name: name for name in columns if name not in {*names.values(), *masks}}
     if names["image"] in cells and sequences:
@@ -236,13 +238,23 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
     return rows
 
 
+def _mask_columns(columns: Collection[str], names: Mapping[str, str]) -> list[str]:
+    """The columns with a usual name of masks among those with scans, the most usual first."""
+    usual = [name for each in MASK_COLUMNS for name in columns if name.lower() == each]
+    return [name for name in usual if name not in names.values()]
+
+
+def _is_scan(cell: str) -> bool:
+    return bool(scan_suffix(cell)) or dicom.SERIES in cell
+
+
 def _path_columns(cells: Mapping[str, list[str]], names: Mapping[str, str]) -> list[str]:
     """The columns whose cells are scans, by their suffixes; empty cells are allowed."""
     roles = {names[role] for role in ("id", "patient", "split")}
     columns = [
         name
         for name, column in cells.items()
-        if name not in roles and any(column) and all(not c or scan_suffix(c) or dicom.SERIES in c for c in column)
+        if name not in roles and any(column) and all(not c or _is_scan(c) for c in column)
     ]
     is_unclear = names["image"] not in cells and any(name.lower() in ID_COLUMNS for name in columns)
     return [] if is_unclear else columns
@@ -321,12 +333,12 @@ def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str
     standard = {role: values.get(names[role]) for role in COLUMN_ROLES}
     # pandas writes NaN for missing values
     texts = {role: str(value) for role, value in standard.items() if value is not None and value == value}
-    label = values.get("label")
-    mask = texts.get("mask") or (label if isinstance(label, str) and scan_suffix(label) else None)
+    files_of = {key: value for key, value in values.items() if isinstance(value, str) and _is_scan(value)}
+    mask = texts.get("mask") or next((files_of[key] for key in _mask_columns(files_of, names)), None)
     labels = {
         key: None if str(value).strip() in MISSING_WORDS else value
         for key, value in values.items()
-        if key not in names.values() and value is not mask and (value is None or isinstance(value, (str, int, float)))
+        if key not in {*names.values(), *files_of} and (value is None or isinstance(value, (str, int, float)))
     }
     case = Case(texts.get("id", ""), images, texts.get("patient", ""), texts.get("split", section), labels)
     return replace(case, mask=path.parent / mask if mask else None)
@@ -406,8 +418,8 @@ def _to_cases(
 def _name(row: Case, root: Path) -> str:
     """The name of a row's scan, or what those of its sequences begin with: ``p1`` for ``p1_T1`` and ``p1_FLAIR``."""
     names = [name_within(file, root) for file in (row.first_file, *row.sequences.values())]
-    common = os.path.commonpath([re.sub("[-_. ]", "/", name) for name in names])
-    return names[0][: len(common)] if common and len(set(names)) > 1 else names[0]
+    common = os.path.commonprefix([re.split("[-_. /]", name) for name in names])  # noqa: RUF071 - of lists
+    return names[0][: len("/".join(common))] if any(common) and len(set(names)) > 1 else names[0]
 
 
 def _patient(row: Case, relative: str, pattern: re.Pattern[str] | None) -> str | None:

@@ -125,6 +125,7 @@ _WORDS = (
     r"|\S+\+aseg|filled|wm\S*|segm|roi"
 )
 _FILE = re.compile(rf"(?:(?P<image>.*[^_. -])[_. -]+)?(?P<word>{_WORDS})(?:[_-]?\d+)?", re.IGNORECASE)
+_FINDING = re.compile(r"(.*[^_. -])[_. -]+(?:tumou?r|lesions?|annotation)(?:[_-]?\d+)?", re.IGNORECASE)
 _FOLDERS = frozenset({*_WORDS.split("|"), "segs", "annotations", "ground_truth"})
 _IMAGE_FOLDER = re.compile(
     r"image|img|scan|volume|picture|(?:t[12][a-z]*|flair|dwi|adc|cta?|mri?|pe?t)$", re.IGNORECASE
@@ -135,12 +136,14 @@ def find_label_maps(names: Sequence[str]) -> set[str]:
     """The label maps among the scans of a folder, by their paths within it; none if nothing else would be left."""
     # Their folder is named as labelsTr beside imagesTr, or masks beside images or scans; or their name ends in a word
     # such as _seg, _mask_1 or _dseg, and the scan that it belongs to is there: in the same folder, with exactly the
-    # rest of the name in another one, or for BIDS of the same subject.
+    # rest of the name in another one, or for BIDS of the same subject. A class may be called tumor, too, so p1_tumor is
+    # a label map only beside p1.
     folders = {parent for name in names for parent in PurePath(name).parents}
     with_scans = {PurePath(name).parent for name in names}
     in_folders = {name for name in names if _is_in_label_folder(PurePath(name), folders, with_scans)}
     others = [name for name in names if name not in in_folders]
-    label_maps = in_folders | set(_named_as_label_maps(others))
+    findings = {name for name in others if (match := _FINDING.fullmatch(name)) and match[1] in {*others}}
+    label_maps = in_folders | findings | set(_named_as_label_maps(others))
     return label_maps if len(label_maps) < len(names) else set()
 
 

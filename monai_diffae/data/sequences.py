@@ -17,7 +17,7 @@ from monai_diffae.data.cases import Case, spread
 from monai_diffae.data.fingerprints import CHANNEL
 from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.progress import Failure
-from monai_diffae.data.scans import may_be_dicom, read_header, read_scan
+from monai_diffae.data.scans import may_be_dicom, read_header, read_labels
 from monai_diffae.errors import CohortError, ScanError, counted, shortened
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ _IS_WORD = re.compile(_WORD, re.IGNORECASE)
 _WORDS = re.compile(rf"(?:^|[-_. ])({_WORD})(?=$|[-_. ])", re.IGNORECASE)
 _SUFFIX = re.compile(rf"((?:.*/)?([^/]*?[^-_ /]))[-_ ]+(\d{{4}}|(?:{_WORD})(?:[-_ ](?:{_WORD}))*)", re.IGNORECASE)
 _IN_FOLDER = re.compile(rf"(?:(.*)/)?({_WORD})/(.*?)(?:[-_ ]\2)?", re.IGNORECASE)
+_PREFIX = re.compile(rf"((?:.*/)?)({_WORD}(?:[-_ ](?:{_WORD}))*)[-_ ]+([^/]+)", re.IGNORECASE)
 _BIDS = re.compile(r"(?:.*/)?(sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?)((?:_[a-z]+-[A-Za-z0-9]+)*)_([A-Za-z0-9]+)")
 _SPACE = re.compile(r"[-_. ]")
 _LAST_SPACE = re.compile(r"[-_. ](?=[^-_. ]*$)")
@@ -43,7 +44,7 @@ CLASS_WORDS = ("class", "grade", "label", "stage", "type", "kl", "birads", "bi-r
 _MOST_NAMES = 20  # sequences of a case, or files in each patient's folder
 _FEW_CHANNELS = 4  # that may be numbered, without names; more numbers are frames
 _MOST_CLASSES = 32  # of a label map
-_LOOKED_AT = 3  # files whose headers tell whether a folder holds 4D files
+_LOOKED_AT = 3  # files that tell whether a folder holds 4D files, or whether those of one name are masks
 _OTHER_MASKS = re.compile(r"brain|head", re.IGNORECASE)  # used only if a case has no other mask
 
 Place = tuple[str, str]
@@ -64,14 +65,16 @@ class Grouping:
 
     cases: list[Case]  # with ids, as paths in the folder, if they have sequences
     left_over: list[str]  # names of the label maps that belong to no case, or to one that has another mask
-    notes: list[str]  # one line for each sequence that cannot be used
+    notes: list[str]  # one line for each sequence that cannot be used or is taken as the mask
 
 
 def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, Path]) -> Grouping:
     """Make cases of the scans in a folder and the label maps beside them, all by their names in it."""
     channels, masks = _channel_names(root), dict(label_maps)
-    places = _read_names(list(scans), num_channels=len(channels))
-    masks |= _unnamed_masks(scans, places)
+    has_numbers = channels and not _are_4d([scan.first_file for scan in scans.values()])
+    places = _read_names(list(scans), num_channels=len(channels) if has_numbers else 0)
+    unnamed = _unnamed_masks(scans, places)
+    masks |= {name: scans[name].first_file for names in unnamed.values() for name in names}
     places = _without_common_words({name: place for name, place in places.items() if name not in masks})
     places |= _read_series({name: scan for name, scan in scans.items() if name not in {*masks, *places}})
     files: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -84,7 +87,7 @@ def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, 
     numbers = {sequence for each in files.values() for sequence in each if sequence.isdecimal()}
     are_channels = len(numbers) <= _FEW_CHANNELS and "0000" in numbers  # as nnU-Net counts them
     cases: dict[str, Case] = {}
-    notes = []
+    notes = [f"{name}: its voxels are few whole numbers, so it is the mask; if not, rename it" for name in unnamed]
     for stem, by_sequence in files.items():
         if len(by_sequence) > _MOST_NAMES or not (are_channels or numbers.isdisjoint(by_sequence)):
             names = [name for each in by_sequence.values() for name in each]  # frames of one patient
@@ -129,10 +132,10 @@ def channel_names(dataset: Mapping[str, Any]) -> list[str]:
 
 
 def _read_names(names: Sequence[str], *, num_channels: int) -> dict[str, Place]:
-    """The places of the files whose names follow a layout: BIDS, a sequence at the end, or equal names in folders."""
+    """The places of the files whose names follow a layout: BIDS, a sequence at an end, or equal names in folders."""
     places: dict[str, Place] = {}
     readers = (_read_bids, lambda rest: _read_suffixes(rest, num_channels), _read_sequence_folders, _read_folders)
-    for read in readers:
+    for read in (*readers, _read_prefixes):
         found = read([name for name in names if name not in places])
         if len(set(found.values())) > len({stem for stem, _ in found.values()}):  # a case has several sequences
             places |= found
@@ -195,6 +198,10 @@ def _read_folders(names: Sequence[str]) -> dict[str, Place]:
     return {name: (stem, s) for name, (stem, s) in places.items() if stem in named or s.casefold() in known}
 
 
+def _read_prefixes(names: Sequence[str]) -> dict[str, Place]:
+    return {name: (match[1] + match[3], match[2]) for name in names if (match := _PREFIX.fullmatch(name))}
+
+
 def _by_case(places: Mapping[str, Place]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = defaultdict(list)
     for stem, sequence in places.values():
@@ -204,8 +211,10 @@ def _by_case(places: Mapping[str, Place]) -> dict[str, list[str]]:
 
 def _have_words(names: Sequence[str]) -> bool:
     """Whether at least two files of a folder are named after sequences, no two after the same, and else are equal."""
-    keys = [(_WORDS.sub("", name), *sorted(_WORDS.findall(name.lower()))) for name in names if _WORDS.search(name)]
-    return len({rest for rest, *_ in keys}) < len(keys) == len(set(keys))
+    rests = {name: _WORDS.sub("", name) for name in names if _WORDS.search(name)}
+    if len(bare := [name for name, rest in rests.items() if not rest]) < 2:  # T1_lesion may be beside T1 and FLAIR
+        bare = [*rests] if len({*rests.values()}) == 1 else []
+    return 1 < len(bare) == len({(*sorted(_WORDS.findall(name.lower())),) for name in bare})
 
 
 def _without_common_words(places: dict[str, Place]) -> dict[str, Place]:
@@ -217,21 +226,26 @@ def _without_common_words(places: dict[str, Place]) -> dict[str, Place]:
     return places
 
 
-def _unnamed_masks(scans: Mapping[str, Case], places: Mapping[str, Place]) -> dict[str, Path]:
-    """The label maps among the files beside named sequences: those whose voxels are few whole numbers."""
-    sequences = {sequence for _, sequence in places.values()}
-    unnamed = {
-        s: name for name, (_, s) in places.items() if _WORDS.sub("", s) and not (s.isdecimal() or _BIDS.fullmatch(name))
-    }
-    masks = {s for s, name in unnamed.items() if _is_label_map(scans[name].first_file)}
-    return {name: scans[name].first_file for name, (_, s) in places.items() if s in masks} if masks < sequences else {}
+def _unnamed_masks(scans: Mapping[str, Case], places: Mapping[str, Place]) -> dict[str, list[str]]:
+    """The label maps among the files beside named sequences, by their names as such: voxels are few whole numbers."""
+    files: dict[str, list[str]] = defaultdict(list)
+    for name, (_, sequence) in places.items():
+        files[sequence].append(name)
+    masks = {}
+    for sequence, names in files.items():
+        if _WORDS.sub("", sequence) and not sequence.isdecimal() and not all(map(_BIDS.fullmatch, names)):
+            found = {_is_label_map(scans[names[i]].first_file) for i in spread(len(names), _LOOKED_AT)}
+            if True in found and False not in found:
+                masks[sequence] = names
+    return masks if len(masks) < len(files) else {}
 
 
-def _is_label_map(file: Path) -> bool:
+def _is_label_map(file: Path) -> bool | None:
+    """Whether a file is a label map; None if it is empty or full, which tells nothing."""
     with suppress(ScanError):
-        values, counts = np.unique(read_scan(file).array, return_counts=True)
-        is_few = len(values) <= _MOST_CLASSES and bool((values == np.round(values)).all())
-        return is_few and values[0] == 0 and 2 * counts[0] > counts.sum()
+        values, counts = np.unique(read_labels(file).array, return_counts=True)
+        is_label_map = len(values) <= _MOST_CLASSES and values[0] == 0 and 2 * counts[0] > counts.sum()
+        return bool(is_label_map) if len(values) > 1 else None
     return False
 
 
@@ -258,12 +272,16 @@ def with_channels(cases: Sequence[Case], names: Sequence[str] = ()) -> list[Case
     files = [
         None if case.sequences or not isinstance(case.images["image"], Path) else case.first_file for case in cases
     ]
-    images = [file for file in files if file and file.name.lower().endswith(nifti.SUFFIXES)]
-    if len(names) < 2 and not any(_num_channels(images[i]) > 1 for i in spread(len(images), _LOOKED_AT)):
+    if len(names) < 2 and not _are_4d([file for file in files if file]):
         return list(cases)
     return [
         case if file is None else _with_channels(case, file, names) for case, file in zip(cases, files, strict=True)
     ]
+
+
+def _are_4d(files: Sequence[Path]) -> bool:
+    images = [file for file in files if file.name.lower().endswith(nifti.SUFFIXES)]
+    return any(_num_channels(images[i]) > 1 for i in spread(len(images), _LOOKED_AT))
 
 
 def _with_channels(case: Case, file: Path, names: Sequence[str]) -> Case:
@@ -298,8 +316,8 @@ def _owners(masks: Mapping[str, Path], names: Mapping[str, set[str]]) -> dict[st
         image_folder = PurePosixPath(*(part.replace("labels", "images") for part in path.parent.parts))
         subject = _BIDS.fullmatch(mask)
         candidates = [
-            f"in:{path.parent}", *(str(folder / part) for part in parts for folder in (path.parent, image_folder)),
-            *parts, *([f"bids:{subject[1]}"] if subject else ()),
+            *(str(folder / part) for part in parts for folder in (path.parent, image_folder)),
+            *parts, *([f"bids:{subject[1]}"] if subject else ()), f"in:{path.parent}",
         ]  # fmt: skip
         if own := next((key for key in candidates if len(by_key.get(key, ())) == 1), None):
             owners[min(by_key[own])].append(mask)
@@ -307,8 +325,8 @@ def _owners(masks: Mapping[str, Path], names: Mapping[str, set[str]]) -> dict[st
 
 
 def _mask_rank(name: str, case: Case) -> tuple[bool, bool, str]:
-    """Which of the masks of a case comes first: not that of the brain, and that of its first sequence."""
-    short, first = PurePosixPath(name).name, next(iter(case.sequences), "")
+    """Which of the masks of a case comes first: not that of the brain, and that of its first sequence or file."""
+    short, first = PurePosixPath(name).name, next(iter(case.sequences), case.file.partition(".")[0])
     return bool(_OTHER_MASKS.search(short)), not short.lower().startswith(first.lower()), name
 
 
@@ -341,16 +359,19 @@ def choose_sequences(
     """The cases with these sequences as channels of the image ``key``, in this order; those that lack one are failures.
 
     Raises:
-        CohortError: no case has such a sequence; or none are named, and the user has to choose.
+        CohortError: no case has such a sequence; one is given twice; or none are given, and the user has to choose.
     """
     counts = count_sequences(cases)
     sequences = sequences or usual_sequences(cases)
     by_name = {name.casefold(): name for name in counts}
     names = [by_name.get(name.casefold(), name) for name in sequences]
-    if unknown := next((name for name in names if name not in counts and counts), None):
-        raise CohortError(f"sequences: no case has {unknown}; it is one of {_listed(counts)}")
-    if not counts:
+    if not counts and {*names} <= {"image"}:
         return list(cases), []
+    if unknown := next((name for name in names if name not in counts), None):
+        advice = f"it is one of {_listed(counts)}" if counts else "none are named, so omit sequences, or use image"
+        raise CohortError(f"sequences: no case has {unknown}; {advice}")
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise CohortError(f"sequences: {double} is given twice; give it once")
     chosen, failures = [], []
     for case in cases:
         if lacking := [name for name in names if name not in case.sequences]:

@@ -249,3 +249,23 @@ def test_the_types_of_labels(caplog):
         "label 'volume': is read as text, because numbers such as 1.040,5 have a comma; write points, or separate the "
         "columns by semicolons",
     ]
+
+
+def test_a_column_mask_with_numbers_is_a_label(tmp_path):
+    touch(tmp_path / "a.nii")
+    (case,) = read_cohort(table(tmp_path, "image,mask\na.nii,1\n"))
+    assert (case.mask, case.labels) == (None, {"mask": 1})
+
+
+@pytest.mark.parametrize("masks", [{"label": "x.nii", "mask": "m.nii"}, {"seg": "m.nii"}])
+def test_no_path_in_a_datalist_is_a_label(tmp_path, masks):
+    touch(tmp_path / "a.nii")
+    (case,) = read_cohort(table(tmp_path, json.dumps([{"image": "a.nii", "grade": 2, **masks}]), "d.json"))
+    assert (case.mask, case.labels) == (tmp_path / "m.nii", {"grade": 2})
+
+
+@pytest.mark.parametrize("files", ["../T1/p1.nii,../FLAIR/p1.nii", "p1.nii,_p1.nii"])
+def test_sequences_of_a_table_may_lie_elsewhere(tmp_path, files):
+    touch(*(tmp_path / "tables" / name for name in files.split(",")))
+    (case,) = read_cohort(table(tmp_path / "tables", f"T1,FLAIR\n{files}\n"))
+    assert case.id == "p1"

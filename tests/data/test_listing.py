@@ -268,3 +268,14 @@ def test_other_folders_are_no_classes(folders):
 def test_label_maps_are_told_from_images(images, label_maps):
     expected = set(label_maps) if images else set()
     assert find_label_maps([*images, *label_maps]) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["p1", "p1_tumor", "p1_lesion", "p1_annotation"], ["p1_tumor", "p1_lesion", "p1_annotation"]),
+        (["p1_tumor", "p1_tumor_mask", "tumor_2", "normal_2"], ["p1_tumor_mask"]),
+    ],
+)
+def test_findings_are_label_maps_only_beside_their_scan(names, expected):
+    assert find_label_maps(names) == {*expected}

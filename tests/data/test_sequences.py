@@ -20,7 +20,7 @@ from monai_diffae.data.formats import nifti
 from monai_diffae.data.inspection.listing import list_cases, write_listing
 from monai_diffae.data.scans import on_grid, read_scan
 from monai_diffae.data.sequences import choose_sequences
-from monai_diffae.errors import ScanError
+from monai_diffae.errors import CohortError, ScanError
 from monai_diffae.transforms import ReadScand
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
@@ -158,8 +158,9 @@ def test_the_layouts_have_the_same_rows(layouts, patients, layout, tmp_path):
 def test_no_patient_is_in_two_of_the_same_splits(layouts, patients, layout):
     names = LAYOUTS[layout][1]
     for seed in range(50):
-        images = ModelImages(names)
-        cohort = split_cohort(layouts[layout], 3, images=images, val_fraction=0.3, test_fraction=0.3, seed=seed)
+        cohort = split_cohort(
+            layouts[layout], 3, images=ModelImages(names), val_fraction=0.3, test_fraction=0.3, seed=seed
+        )
         ids = sorted({case.patient for case in cohort.cases})
         drawn = assign_splits([Case(i, {}, i) for i in ids], val_fraction=0.3, test_fraction=0.3, seed=seed)
         assert {case.patient: case.split for case in cohort.cases} == {case.patient: case.split for case in drawn}
@@ -208,6 +209,7 @@ PATIENTS = ("11", "12", "13")
         (["p1/p1_T1w", "p1/p1_FLAIR", "p1/p1_x"], {"p1": ["FLAIR", "T1w", "x"]}),
         (["p1", "p1_T1", "p1_FLAIR"], {"p1": ["image", "FLAIR", "T1"]}),
         (["p1/mri/orig", "p1/mri/T1", "p1/mri/aparc+aseg", "p1/mri/filled"], {"mri": ["T1", "orig"]}),
+        (["T1_p0", "T1_p1", "ct_p0", "ct_p1"], {"p0": ["T1", "ct"], "p1": ["T1", "ct"]}),
         (["benign/Ann T1", "benign/Bob FLAIR", "malignant/Cy T1"], {"Ann T1": [], "Bob FLAIR": [], "Cy T1": []}),
     ],
 )  # fmt: skip
@@ -257,10 +259,45 @@ def test_masks_without_scans_and_scans_without_masks_are_counted(scans):
 def test_a_mask_beside_sequences_is_found_by_its_values(tmp_path):
     for p in PATIENTS:
         for name in ("t2", "adc", "t2_tumor_reader1"):
-            lesion = np.pad(np.ones((2, 2, 2), np.uint8), 2)
+            lesion = np.pad(np.full((2, 2, 2), p != "13", np.uint8), 2)  # the last patient has none
             save(tmp_path / p / f"{name}.nii.gz", lesion if "tumor" in name else None)
-    cases = list_cases(tmp_path).cases
-    assert [([*case.sequences], case.mask.name) for case in cases] == [(["adc", "t2"], "t2_tumor_reader1.nii.gz")] * 3
+    listing = list_cases(tmp_path)
+    found = [([*case.sequences], case.mask.name) for case in listing.cases]
+    assert found == [(["adc", "t2"], "t2_tumor_reader1.nii.gz")] * 3
+    assert any(note.startswith("t2_tumor_reader1: its voxels") for note in listing.notes)
+
+
+def test_a_mask_named_after_a_scan_comes_before_others_in_its_folder(scans):
+    (case,) = list_cases(scans("sub/b.nii", "sub/b_mask.nii", "sub/a2_mask.nii")).cases
+    assert case.mask.name == "b_mask.nii"
+
+
+def test_numbers_of_4d_files_are_no_channels(tmp_path):
+    for n in range(3):
+        save(tmp_path / f"BRATS_000{n}.nii.gz", np.ones((4, 4, 4, 4)))
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": dict(enumerate("abcd"))}))
+    assert [[*case.sequences] for case in list_cases(tmp_path).cases] == [[*"abcd"]] * 3
+
+
+def test_sequences_that_no_case_has_are_refused(scans):
+    cases = read_cohort(scans("p1.nii", "p2.nii"))
+    assert choose_sequences(cases, ["image"]) == (cases, [])
+    with pytest.raises(CohortError, match="so omit sequences"):
+        choose_sequences(cases, ["NONSENSE"])
+
+
+def test_a_sequence_that_is_given_twice_is_refused(scans):
+    with pytest.raises(CohortError, match="FLAIR is given twice"):
+        choose_sequences(read_cohort(scans("p1_T1.nii", "p1_FLAIR.nii")), ["FLAIR", "flair"])
+
+
+def test_a_volume_without_a_mask_in_any_slice_is_a_failure(tmp_path):
+    for p in PATIENTS:
+        save(tmp_path / f"{p}.nii", None)
+        save(tmp_path / f"{p}_mask.nii", np.full((5, 6, 7), p != "11", np.uint8))
+    (tmp_path / "12_mask.nii").write_bytes(b"x")
+    cohort = split_cohort(tmp_path, images=ModelImages(region="mask"))
+    assert [failure.case_id for failure in cohort.failures] == ["11", "12"]
 
 
 def test_a_case_without_a_sequence_is_a_failure(scans):
