@@ -63,7 +63,7 @@ def _without_idle_parts(described: dict[str, Any]) -> dict[str, Any]:
         idle.add("region_margin_mm")
     transforms = [
         {name: value for name, value in each.items() if str(value).lstrip("@") not in idle}
-        for each in described.get("preprocessing", {}).get("transforms", ())
+        for each in (described.get("preprocessing") or {}).get("transforms", ())
         if not ("region" in idle and _is_region(each))
     ]
     described = {key: value for key, value in described.items() if key not in idle}
@@ -203,7 +203,7 @@ def write_config(path: Path, content: Mapping[str, Any]) -> None:
 def _fill_in(content: dict[str, Any], description: Mapping[str, Any], folder: Path) -> None:
     """Set the values of a training's configuration to those of a description."""
     model = {key: value for key, value in description.items() if key not in _NOT_DESCRIBED | _OF_THE_RUN | {"frozen"}}
-    transforms = content.get("preprocessing", {}).get("transforms", [])
+    transforms = content["preprocessing"]["transforms"]
     region = next((number for number, each in enumerate(transforms) if _is_region(each)), None)
     idle = [] if region is None or "region" in model else [(region, transforms.pop(region))]  # the model lacks it
     for key in model.keys() & content.keys():
@@ -218,8 +218,10 @@ def _fill_in(content: dict[str, Any], description: Mapping[str, Any], folder: Pa
         key = id.partition("#")[0]
         is_whole = is_formula(content[key])  # it gives a list of lists
         _set_known(content, key if is_whole else id, model[key] if is_whole else value)
-    for place, transform in idle:
-        content["preprocessing"]["transforms"].insert(place, transform)
+    preprocessing = content["preprocessing"]  # perhaps another one, of the model
+    if isinstance(preprocessing, dict) and isinstance(preprocessing.get("transforms"), list):
+        for place, transform in idle:
+            preprocessing["transforms"].insert(place, transform)
     for id, value in description.get("recipe", {}).items():
         if SEPARATOR.split(id)[0] in _RECIPE:
             with suppress(KeyError, IndexError, TypeError, ValueError):  # of another version of the recipe

@@ -98,7 +98,10 @@ def check_run(file: str = TRAIN) -> None:
         encoder_sequences = parser.get("encoder_sequences", [])
         if encoder_sequences and "in_channels" not in parser["network_def"]["encoder"]:
             raise ConfigError("encoder_sequences: this encoder sees what the decoder makes; omit them, or the overlay")
-        parser.update(sequence_values(parser.get("sequences", []), encoder_sequences))
+        sequences, channels = parser.get("sequences", []), parser.get("in_channels")
+        if sequences and channels not in (1, len(sequences)):
+            raise ConfigError(f"in_channels: is {channels}, but there are {len(sequences)} sequences; omit it")
+        parser.update(sequence_values(sequences, encoder_sequences))
     check_config_of_run(parser.get())
 
 

@@ -412,6 +412,11 @@ def _to_cases(
             )
         )
     _warn_of_patients(source, rows, cases)
+    masks = Counter(os.path.normpath(case.mask) for case in cases if case.mask)
+    for case in cases:
+        if case.mask and masks[os.path.normpath(case.mask)] > 1:
+            logger.warning("%s: %s has the same mask as another case; check the column mask", source, case.id)
+            break
     return cases
 
 

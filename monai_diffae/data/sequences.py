@@ -188,8 +188,10 @@ def _read_folders(names: Sequence[str]) -> dict[str, Place]:
     }
     groups = _by_case(places)
     counts = Counter(sequence for sequences in groups.values() for sequence in sequences)
-    are_equal = len(groups) > len(counts) and 2 * min(counts.values(), default=0) > len(groups)
-    are_named = all(not _COUNTER.fullmatch(sequence) for sequence in counts)  # as images of a class are not
+    are_same = len(groups) > 1 and len(set(map(frozenset, groups.values()))) == 1 and any(map(_WORDS.search, counts))
+    are_equal = are_same or (len(groups) > len(counts) and 2 * min(counts.values(), default=0) > len(groups))
+    # as images of a class are not
+    are_named = all(are_modalities([sequence]) or not _COUNTER.fullmatch(sequence) for sequence in counts)
     are_classes = {re.sub(r"[-_ ]*\d+$", "", PurePosixPath(stem).name).lower() for stem in groups} <= {*CLASS_WORDS}
     if len(counts) <= _MOST_NAMES and are_equal and are_named and not are_classes:
         return places
@@ -365,11 +367,13 @@ def choose_sequences(
     sequences = sequences or usual_sequences(cases)
     by_name = {name.casefold(): name for name in counts}
     names = [by_name.get(name.casefold(), name) for name in sequences]
-    if not counts and {*names} <= {"image"}:
+    if not counts and len(names) <= 1:
+        if names and names != ["image"]:
+            logger.warning("the scans have no names of sequences, so each one is taken for %s", names[0])
         return list(cases), []
     if unknown := next((name for name in names if name not in counts), None):
-        advice = f"it is one of {_listed(counts)}" if counts else "none are named, so omit sequences, or use image"
-        raise CohortError(f"sequences: no case has {unknown}; {advice}")
+        advice = "in a table, the column of a sequence has its name"
+        raise CohortError(f"sequences: no case has {unknown}, but {_listed(counts) or 'one image'}; {advice}")
     if double := next((name for name in names if names.count(name) > 1), None):
         raise CohortError(f"sequences: {double} is given twice; give it once")
     chosen, failures = [], []

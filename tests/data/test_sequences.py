@@ -279,11 +279,13 @@ def test_numbers_of_4d_files_are_no_channels(tmp_path):
     assert [[*case.sequences] for case in list_cases(tmp_path).cases] == [[*"abcd"]] * 3
 
 
-def test_sequences_that_no_case_has_are_refused(scans):
+def test_scans_without_named_sequences_are_taken_for_the_only_one(scans, caplog):
     cases = read_cohort(scans("p1.nii", "p2.nii"))
     assert choose_sequences(cases, ["image"]) == (cases, [])
-    with pytest.raises(CohortError, match="so omit sequences"):
-        choose_sequences(cases, ["NONSENSE"])
+    assert choose_sequences(cases, ["FLAIR"]) == (cases, [])
+    assert "each one is taken for FLAIR" in caplog.text
+    with pytest.raises(CohortError, match="no case has FLAIR"):
+        choose_sequences(cases, ["FLAIR", "T1"])
 
 
 def test_a_sequence_that_is_given_twice_is_refused(scans):
@@ -343,3 +345,11 @@ def test_other_grids_are_refused_on_request_or_if_they_lie_outside(tmp_path):
     far = pet.affine + np.eye(4, k=3) * 9000
     with pytest.raises(ScanError, match="it lies outside of the first image"):
         on_grid("pet.nii.gz", replace(pet, affine=far), ct)
+
+
+def test_folders_with_the_same_files_are_cases(scans):
+    names = [f"{patient}/{name}.nii" for patient in ("ann", "bob") for name in ("T1", "ax_FLAIR", "sag_FLAIR")]
+    cases = list_cases(scans(*names)).cases
+    assert [(case.id, sorted(case.sequences)) for case in cases] == [
+        (patient, ["T1", "ax_FLAIR", "sag_FLAIR"]) for patient in ("ann", "bob")
+    ]

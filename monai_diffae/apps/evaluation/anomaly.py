@@ -129,7 +129,7 @@ class _AnomalyMaps:
         skipped = SkippedCases("failures.csv")
         for index, case in enumerate(track(cases, f"comparing {len(cases)} cases with held-out ones")):
             item = case.item()
-            images = {key: item[key] for key in self.session.trained.image_keys}
+            images = {key: item[key] for key in (*self.session.trained.image_keys, "mask") if key in item}
             try:
                 opened = self.session.trained.open(images, slice=case.slice_index, id=case.id)
             except ScanError as error:
