@@ -40,9 +40,9 @@ class FolderContent:
         """One line each about masks, sequences and files that are left out, if there are any."""
         masks = sum(case.mask is not None for case in self.scans)
         if masks and (without := len(self.scans) - masks):
-            yield f"{counted(without, 'scan')} of {len(self.scans)} have no mask"
+            yield f"{without} of {counted(len(self.scans), 'scan')} without a mask"
         if self.label_maps:
-            why = "no scan's, or a second one" if masks else "no scan's"
+            why = "without a scan, or a second one of a scan" if masks else "without a scan"
             yield f"masks are left out ({why}): {len(self.label_maps)}, e.g. {self.label_maps[0]}"
         yield from self.notes
         if self.unreadable:

@@ -252,7 +252,7 @@ def test_each_mask_is_its_scans(scans, image, mask):
 def test_masks_without_scans_and_scans_without_masks_are_counted(scans):
     listing = list_cases(scans("p1.nii", "p1_mask.nii", "p2.nii", "p9_mask.nii"))
     assert [case.id for case in listing.cases] == ["p1", "p2"]
-    assert "1 scan of 2 have no mask" in listing.notes
+    assert "1 of 2 scans without a mask" in listing.notes
     assert any(note.startswith("masks are left out") and "1, e.g. p9_mask" in note for note in listing.notes)
 
 
