@@ -46,10 +46,8 @@ def real_brains(folder):
     shutil.copy(source / "dataset.json", folder)
 
 
-@pytest.mark.parametrize(
-    ("make", "codes"),
-    [(brains, {0}), pytest.param(real_brains, {0, 3}, marks=pytest.mark.slow)],  # 3: slices without a head
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "codes"), [(brains, {0}), (real_brains, {0, 3})])  # 3: slices without a head
 def test_the_commands_run(make, codes, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "Task01_BrainTumour")

@@ -28,7 +28,7 @@ TRAININGS = {
     "tests/bundles/test_federated.py": 3,
     "tests/bundles/test_latent_space.py": 1,
     "tests/bundles/test_monai_tools.py": 1,  # it is refused
-    "tests/bundles/test_overlays.py": 1,
+    "tests/bundles/test_overlays.py": 2,
     "tests/bundles/test_resume.py": 21,  # half of them are refused or complete
     "tests/bundles/test_training_probes.py": 3,  # two find it complete
     "tests/label/test_trainer.py": 2,

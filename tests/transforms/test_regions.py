@@ -50,6 +50,7 @@ def test_the_own_image_is_the_scan_inside_the_region(tmp_path, spatial_dims, reg
     assert (back[~inside] <= back[inside].min() + 1e-3).all()
 
 
+@pytest.mark.slow
 def test_a_model_of_boxes_trains_and_embeds_the_cases_with_masks(tmp_path):
     write_cohort(tmp_path / "scans")
     bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
