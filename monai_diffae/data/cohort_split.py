@@ -52,9 +52,8 @@ class SplitCohort:
     """A cohort in which every case has a split; for a 2D model, its volumes are expanded into slices."""
 
     cases: list[Case]  #: all cases, in order
-    failures: list[Failure] = field(
-        default_factory=list
-    )  #: cases that lack an image or a mask, or whose header cannot be read
+    #: cases that lack an image or a mask, or whose header cannot be read
+    failures: list[Failure] = field(default_factory=list)
     fingerprint: str = ""  #: SHA-256 of ids, file sizes and splits, from which no name can be read
     #: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them
     is_drawn: bool = False

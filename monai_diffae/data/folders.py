@@ -67,11 +67,12 @@ def search_folder(root: Path) -> FolderContent:
         dicom_names = {p.name for p in visible if scan_suffix(p) in ("", *dicom.SUFFIXES) and dicom.is_dicom(p)}
         if dicom_names:
             scans += _search_dicom(Path(folder), dicom_names)
-    counts = Counter(name_within(scan.first_file, root) for scan in scans)
+    places = [(name_within(scan.first_file, root), str(scan.first_file), scan) for scan in scans]
+    counts = Counter(name for name, *_ in places)
     named: dict[str, Case] = {}
-    for scan in sorted(scans, key=lambda scan: (name_within(scan.first_file, root), str(scan.first_file))):
-        name, file = name_within(scan.first_file, root), Path(os.path.relpath(scan.first_file, root)).as_posix()
-        named[name if counts[name] == 1 else file] = scan  # a.png and a.nii.gz have the same name
+    for name, file, scan in sorted(places, key=lambda place: place[:2]):
+        # a.png and a.nii.gz have the same name
+        named[name if counts[name] == 1 else Path(os.path.relpath(file, root)).as_posix()] = scan
     maps = find_label_maps(list(named))
     images = {name: scan for name, scan in named.items() if name not in maps}
     grouping = group_files(root, images, {name: named[name].first_file for name in named if name in maps})
