@@ -10,6 +10,7 @@ from monai_diffae.lazy import attach
 
 MODULES = {
     **dict.fromkeys(("implicit_inversion", "refined_inversion"), "inversion"),
+    "as_schedule": "monai_schedulers",
     **dict.fromkeys(("CLEAN", "SPACINGS", "DiffusionSchedule"), "schedule"),
     **dict.fromkeys(("DecoderName", "DecodingSettings", "InversionName", "SolverName", "SpacingName"), "settings"),
     **dict.fromkeys(("SOLVERS", "Solver", "SolverFacts", "find_solver", "register_solver", "solver_facts"), "solvers"),

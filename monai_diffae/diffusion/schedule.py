@@ -159,29 +159,11 @@ class DiffusionSchedule(Scheduler):
                 root = alpha_bar.sqrt()
                 alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
             alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-        if prediction == "eps" and alpha[-1] < 1e-6:
-            raise ConfigError(
-                "prediction 'eps' cannot be used with rectified_flow or zero_terminal_snr: "
-                "x_T holds no signal there, so x0 cannot be computed from eps; use prediction 'v'"
-            )
-
-        # The tables have T + 2 entries. Entry t + 1 is timestep t; the first is x0 itself, the last is only noise.
-        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         del self.betas, self.alphas, self.alphas_cumprod
-        self.register_buffer("alpha", torch.cat([one, alpha, zero]), persistent=False)
-        self.register_buffer("sigma", torch.cat([zero, sigma, one]), persistent=False)
-        # The same as Python numbers, which solvers can read without waiting for a GPU.
-        self._levels = list(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True))
-        # If the network predicts eps, x0 is computed by a division by alpha, and the noisiest levels need the small
-        # steps that equal steps of log-SNR give them. If it predicts x0 or v, they do not, and there may be levels
-        # without signal. A cap then keeps log-SNR finite.
-        self.log_snr_cap = 0.0 if prediction == "eps" else 0.15
-        self._log_snrs = [self.log_snr(t) for t in range(num_train_timesteps)]
-        # MONAI's table has T entries, without x0.
-        self.register_buffer("alphas_cumprod", alpha**2 / (alpha**2 + sigma**2), persistent=False)
+        self.prediction = prediction
+        self._set_levels(alpha, sigma)
 
         self.schedule = schedule
-        self.prediction = prediction
         self.timestep_sampling = timestep_sampling
         self.timestep_shift = timestep_shift
         self.loss_weighting = loss_weighting
@@ -189,6 +171,27 @@ class DiffusionSchedule(Scheduler):
         self.zero_terminal_snr = zero_terminal_snr
         self.schedule_args = schedule_args
         self.set_timesteps(num_train_timesteps)
+
+    def _set_levels(self, alpha: Tensor, sigma: Tensor) -> None:
+        """Make the tables from alpha_t and sigma_t (T,) in float64."""
+        if self.prediction == "eps" and alpha[-1] < 1e-6:
+            raise ConfigError(
+                "prediction 'eps' cannot be used with rectified_flow or zero_terminal_snr: "
+                "x_T holds no signal there, so x0 cannot be computed from eps; use prediction 'v'"
+            )
+        # The tables have T + 2 entries. Entry t + 1 is timestep t; the first is x0 itself, the last is only noise.
+        one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        self.register_buffer("alpha", torch.cat([one, alpha, zero]), persistent=False)
+        self.register_buffer("sigma", torch.cat([zero, sigma, one]), persistent=False)
+        # The same as Python numbers, which solvers can read without waiting for a GPU.
+        self._levels = list(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True))
+        # If the network predicts eps, x0 is computed by a division by alpha, and the noisiest levels need the small
+        # steps that equal steps of log-SNR give them. If it predicts x0 or v, they do not, and there may be levels
+        # without signal. A cap then keeps log-SNR finite.
+        self.log_snr_cap = 0.0 if self.prediction == "eps" else 0.15
+        self._log_snrs = [self.log_snr(t) for t in range(self.num_train_timesteps)]
+        # MONAI's table has T entries, without x0.
+        self.register_buffer("alphas_cumprod", alpha**2 / (alpha**2 + sigma**2), persistent=False)
 
     def extra_repr(self) -> str:
         """All arguments, as ``repr`` shows them in one line."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from monai_diffae.errors import ConfigError, quoted
 from monai_diffae.policies import check_choice
 
-SolverName = Literal["adams", "ddim", "dpmpp_2m", "heun", "unipc"]
+SolverName = Literal["adams", "ddim", "dpmpp_2m", "heun", "scheduler", "unipc"]
 """Solvers of the probability-flow ODE, see :mod:`monai_diffae.diffusion.solvers`."""
 
 InversionName = Literal["implicit", "ddim"]

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from monai_diffae.diffusion.monai_schedulers import MonaiSchedule
 from monai_diffae.diffusion.schedule import CLEAN, Parameterisation
 from monai_diffae.diffusion.steps import Evaluation, Predictor, StepCallback, integrate, interpolated_step, unipc_step
 from monai_diffae.errors import ConfigError, quoted
@@ -282,6 +283,25 @@ def unipc(
         return unipc_step(predict.schedule, x, t_next, latest[:last_order], parameterisation)
 
     return integrate(x, levels, step, callback)
+
+
+@register_solver("scheduler", SolverFacts(order=1, inversion_order=1, runs_upwards=True))
+def scheduler(
+    predict: Predictor,
+    x: Tensor,
+    levels: Sequence[int],
+    *,
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """The scheduler's own ``step``: of the MONAI scheduler that the schedule was made from, else :func:`ddim`.
+
+    MONAI's schedulers choose the timesteps themselves, as many as ``levels`` has steps; PNDM adds some. The arguments
+    are those of :class:`~monai_diffae.diffusion.Solver`.
+    """
+    if not isinstance(predict.schedule, MonaiSchedule):
+        return ddim(predict, x, levels, callback=callback)
+    is_clipped = predict.clip_range is not None
+    return predict.schedule.own_steps(predict.denoise, x, len(levels) - 1, is_clipped, callback)
 
 
 def find_solver(solver: str | Solver) -> Solver:

@@ -7,9 +7,10 @@ import torch
 from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
+from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor
 
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion import as_schedule
 from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 
 
@@ -22,10 +23,10 @@ class DiffusionEvaluator(SupervisedEvaluator):
     ``monai.engines.SupervisedEvaluator``.
     """
 
-    def __init__(self, *, schedule: DiffusionSchedule, precision: Precision = "auto", **kwargs: Any) -> None:
+    def __init__(self, *, schedule: Scheduler, precision: Precision = "auto", **kwargs: Any) -> None:
         kwargs.setdefault("decollate", False)
         super().__init__(**kwargs)
-        self.schedule = schedule.to(self.state.device)
+        self.schedule = as_schedule(schedule).to(self.state.device)
         settings = DeviceSettings.of(self.state.device, precision)
         self.dtype, self.non_blocking = settings.dtype, settings.non_blocking
         self._previous_z_sem: Tensor | None = None

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from monai.engines.utils import DiffusionPrepareBatch
+from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor
 
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion import as_schedule
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.engines.batches import StepDraws
 from monai_diffae.engines.precision import send
@@ -32,13 +33,13 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
 
     def __init__(
         self,
-        schedule: DiffusionSchedule,
+        schedule: Scheduler,
         image_key: str = "image",
         encoder_key: str | None = None,
         first_stage: FirstStage | None = None,
     ) -> None:
         super().__init__(num_train_timesteps=schedule.num_train_timesteps)
-        self.schedule, self.first_stage = schedule, first_stage
+        self.schedule, self.first_stage = as_schedule(schedule), first_stage
         self.image_key, self.encoder_key = image_key, encoder_key or image_key
         self._draws: StepDraws | None = None
 
@@ -89,7 +90,7 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
 
     def __init__(
         self,
-        schedule: DiffusionSchedule,
+        schedule: Scheduler,
         num_images: int,
         image_key: str = "image",
         encoder_key: str | None = None,
@@ -97,7 +98,7 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
     ) -> None:
         super().__init__(schedule, image_key, encoder_key, first_stage)
         order = torch.randperm(num_images, generator=torch.Generator().manual_seed(_SEED))
-        self.timesteps = schedule.stratified_timesteps(num_images)[order]
+        self.timesteps = self.schedule.stratified_timesteps(num_images)[order]
         self._indices: list[int] = []
 
     def get_noise(self, images: Tensor) -> Tensor:

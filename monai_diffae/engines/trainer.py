@@ -12,6 +12,7 @@ import torch
 from ignite.engine import EventEnum, Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
+from monai.networks.schedulers.scheduler import Scheduler
 from monai.utils import CommonKeys as Keys
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from monai_diffae.data.progress import track
 from monai_diffae.data.streamed import dead_worker
-from monai_diffae.diffusion import DiffusionSchedule
+from monai_diffae.diffusion import as_schedule
 from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch
@@ -217,9 +218,9 @@ class DiffusionTrainer(ResumableTrainer):
         kwargs: arguments of :class:`ResumableTrainer`.
     """
 
-    def __init__(self, *, schedule: DiffusionSchedule, **kwargs: Any) -> None:
+    def __init__(self, *, schedule: Scheduler, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.schedule = schedule.to(self.state.device)
+        self.schedule = as_schedule(schedule).to(self.state.device)
         self.add_event_handler(Events.STARTED, self._fit_encoder)
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:

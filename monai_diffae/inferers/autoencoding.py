@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
+from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor, nn
 
 from monai_diffae import diffusion
-from monai_diffae.diffusion import DecodingSettings, Denoiser, DiffusionSchedule, Predictor, StepCallback
+from monai_diffae.diffusion import DecodingSettings, Denoiser, Predictor, StepCallback, as_schedule
+from monai_diffae.diffusion.monai_schedulers import MonaiSchedule
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder
 from monai_diffae.networks.first_stage import FirstStage
@@ -73,7 +75,8 @@ class DiffusionAutoencoderInferer(Inferer):
     of the latents. Latents have no bounds, so the schedule's ``clip_range`` should be None.
 
     Args:
-        schedule: the noise schedule that the network is trained with.
+        schedule: the noise schedule that the network is trained with, ours or one of MONAI's schedulers
+            (:func:`~monai_diffae.diffusion.as_schedule`).
         first_stage: maps images to the latents that the network works on; None: the network works on images.
         fast_decoder: a decoder with few evaluations, trained from the network's own; None: there is none.
         **settings: fields of :class:`~monai_diffae.diffusion.DecodingSettings`, such as ``steps`` and ``solver``.
@@ -82,6 +85,7 @@ class DiffusionAutoencoderInferer(Inferer):
         ConfigError: a name is unknown, the schedule has fewer levels than steps, or latents would be clipped.
 
     Example:
+        >>> from monai_diffae.diffusion import DiffusionSchedule
         >>> from monai_diffae.networks import build_autoencoder
         >>> network = build_autoencoder(2, base_channels=8, channel_mult=(1, 2), z_channels=4, time_embed_channels=8)
         >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), steps=5)
@@ -92,12 +96,13 @@ class DiffusionAutoencoderInferer(Inferer):
 
     def __init__(
         self,
-        schedule: DiffusionSchedule,
+        schedule: Scheduler,
         *,
         first_stage: FirstStage | None = None,
         fast_decoder: FastDecoder | None = None,
         **settings: Any,
     ) -> None:
+        schedule = as_schedule(schedule)
         self._parts = {"schedule": schedule, "first_stage": first_stage, "fast_decoder": fast_decoder}
         self.settings = chosen = DecodingSettings(**settings)
         self.schedule, self.first_stage, self.fast_decoder = schedule, first_stage, fast_decoder
@@ -123,6 +128,8 @@ class DiffusionAutoencoderInferer(Inferer):
                     f"{name} is {number}; it must be between 1 and {limit}, as the schedule has {num_levels} levels"
                 )
         schedule.inference_timesteps(self.solver_steps, chosen.spacing)  # raises an error for an unknown spacing
+        if chosen.solver == "scheduler" and isinstance(schedule, MonaiSchedule):
+            schedule.warn_of_own_steps(self.solver_steps)
 
     def __call__(  # type: ignore[override]
         self,
@@ -177,6 +184,7 @@ class DiffusionAutoencoderInferer(Inferer):
         """Return an inferer with other values for some of the constructor's arguments.
 
         Example:
+            >>> from monai_diffae.diffusion import DiffusionSchedule
             >>> inferer = DiffusionAutoencoderInferer(DiffusionSchedule(), steps=20)
             >>> inferer.replace(steps=5).invert_steps
             5

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import torch
 from monai.inferers import Inferer
+from monai.networks.schedulers.scheduler import Scheduler
 from torch import Tensor
 
-from monai_diffae.diffusion import DiffusionSchedule, Solver, SolverName, SpacingName, StepCallback, find_solver
+from monai_diffae.diffusion import Solver, SolverName, SpacingName, StepCallback, as_schedule, find_solver
 from monai_diffae.diffusion.steps import Predictor
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import LatentMLP
@@ -35,6 +36,7 @@ class LatentInferer(Inferer):
         ConfigError: a name is unknown, or the schedule has fewer levels than steps.
 
     Example:
+        >>> from monai_diffae.diffusion import DiffusionSchedule
         >>> from monai_diffae.networks import LatentMLP
         >>> network = LatentMLP(z_channels=4, hidden_channels=8, num_layers=2).eval()
         >>> network.set_statistics(torch.zeros(4), torch.ones(4))
@@ -46,15 +48,15 @@ class LatentInferer(Inferer):
 
     def __init__(
         self,
-        schedule: DiffusionSchedule,
+        schedule: Scheduler,
         solver: SolverName | Solver = "adams",
         steps: int = 20,
         spacing: SpacingName | None = None,
     ) -> None:
-        self.schedule = schedule
+        self.schedule = as_schedule(schedule)
         self.solver = find_solver(solver)
         self.steps = steps
-        self.levels = schedule.decoding_levels(steps, spacing)
+        self.levels = self.schedule.decoding_levels(steps, spacing)
 
     def __call__(  # type: ignore[override]
         self, inputs: Tensor, network: torch.nn.Module, noise: Tensor, timesteps: Tensor, **_: Any

@@ -9,11 +9,13 @@ from monai_diffae.networks.denoising_unet import DenoisingUNet
 from monai_diffae.networks.encoder_adapter import EncoderAdapter, PlanarAdapter
 from monai_diffae.networks.first_stage import FirstStage
 from monai_diffae.networks.latent_mlp import LatentMLP
+from monai_diffae.networks.monai_unet import CrossAttentionUNet
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
 
 __all__ = [
     "PRESETS",
     "AnchoredEncoder",
+    "CrossAttentionUNet",
     "DenoisingUNet",
     "DiffusionAutoencoder",
     "EncoderAdapter",

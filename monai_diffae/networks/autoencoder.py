@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError, quoted
-from monai_diffae.networks.blocks import check_images
+from monai_diffae.networks.blocks import check_images, pad_beforehand
 from monai_diffae.networks.denoising_unet import DenoisingUNet, UNetStage
 from monai_diffae.networks.encoder_adapter import EncoderAdapter
+from monai_diffae.networks.monai_unet import CrossAttentionUNet, is_monai_unet
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
 
 # paper_*: the official configurations, with attention where a square image of that size is 16 x 16
@@ -45,12 +46,16 @@ class DiffusionAutoencoder(nn.Module):
         encoder: images (B, C', *S) -> z_sem (B, z_channels): a :class:`~monai_diffae.networks.SemanticEncoder` or any
             other network. If it returns several tensors, the first is used. Its attributes ``in_channels``,
             ``z_channels``, ``spatial_dims`` and ``size_divisors`` are used where it has them.
-        unet: a :class:`~monai_diffae.networks.DenoisingUNet`, or a network with the same forward method and the
-            attributes ``spatial_dims``, ``in_channels``, ``z_channels`` and ``size_divisors``.
+        unet: a :class:`~monai_diffae.networks.DenoisingUNet`; MONAI's ``DiffusionModelUNet`` or
+            ``DiffusionModelUNetMaisi``, which becomes a :class:`~monai_diffae.networks.CrossAttentionUNet`; or a
+            network with the same forward method and the attributes ``spatial_dims``, ``in_channels``, ``z_channels``
+            and ``size_divisors``.
         encoder_frozen: keep the encoder as it is: no gradients, and evaluation mode also after ``train()``. In an
             :class:`~monai_diffae.networks.EncoderAdapter`, the network is frozen and the projection is trained.
         use_checkpoint: recompute the activations of both networks in the backward pass instead of keeping them. It has
-            no effect on other people's encoders.
+            no effect on other people's networks.
+        z_channels: size of z_sem; None: as the encoder or the UNet tells. Only needed for MONAI's UNet with several
+            tokens, if the encoder does not tell.
 
     Attributes:
         spatial_dims: 2 or 3.
@@ -71,10 +76,17 @@ class DiffusionAutoencoder(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, unet: nn.Module, encoder_frozen: bool = False, use_checkpoint: bool = False
+        self,
+        encoder: nn.Module,
+        unet: nn.Module,
+        encoder_frozen: bool = False,
+        use_checkpoint: bool = False,
+        z_channels: int | None = None,
     ) -> None:
         super().__init__()
         _refuse_other_objects(encoder, unet)
+        if is_monai_unet(unet):
+            unet = CrossAttentionUNet(unet, z_channels or _known(encoder, "z_channels"))
         self.spatial_dims: int = _required(unet, "spatial_dims")
         self.z_channels: int = _required(unet, "z_channels")
         self.in_channels: int = _required(unet, "in_channels")
@@ -90,6 +102,7 @@ class DiffusionAutoencoder(nn.Module):
         self.size_divisors = tuple(math.lcm(*pair) for pair in zip(*divisors, strict=True))
         self.unet = unet
         self.encoder = encoder
+        pad_beforehand(self)
         self.encoder_frozen = encoder_frozen
         if encoder_frozen:
             _frozen_part(encoder).requires_grad_(False).eval()

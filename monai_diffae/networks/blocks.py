@@ -46,6 +46,28 @@ class SameConv3d(nn.Conv3d):
         return F.conv3d(input, self.weight, self.bias, padding=[1, 1, 1])
 
 
+class PaddedConv3d(nn.Conv3d):
+    """A 3D convolution of another package that pads beforehand where an axis is smaller than the kernel.
+
+    Without it, oneDNN 3.12 gives wrong bf16 gradients, for kernels of 7 even of 1e36, or crashes.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C_in, *S) -> (B, C_out, *S')."""
+        padding, kernel = self.padding, self.kernel_size
+        if torch.compiler.is_exporting() or all(n >= k for n, k in zip(input.shape[2:], kernel, strict=True)):
+            return super().forward(input)
+        padded = F.pad(input, [n for n in reversed(padding) for _ in range(2)])  # type: ignore[arg-type]
+        return F.conv3d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def pad_beforehand(network: nn.Module) -> None:
+    """Make the 3D convolutions of another package's network :class:`PaddedConv3d`; weights and outputs stay."""
+    for module in network.modules():
+        if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.__class__ = PaddedConv3d
+
+
 def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
     """A convolution of size 3 that keeps the spatial size."""
     if spatial_dims == 3:

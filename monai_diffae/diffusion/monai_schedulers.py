@@ -1,0 +1,127 @@
+"""MONAI's schedulers: their noise levels for our solvers, inversion and training, and their own steps."""
+
+import functools
+import inspect
+import logging
+from copy import deepcopy
+from itertools import pairwise
+
+import torch
+from monai.networks.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
+from monai.networks.schedulers.scheduler import Scheduler
+from torch import Tensor
+
+from monai_diffae.diffusion.schedule import RECTIFIED_FLOW, DiffusionSchedule, Prediction
+from monai_diffae.diffusion.steps import Denoiser, StepCallback, integrate
+from monai_diffae.errors import ConfigError
+from monai_diffae.policies import Range
+
+logger = logging.getLogger(__name__)
+
+_PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+
+
+@functools.lru_cache(maxsize=8)  # trainer, inferer and others share it, and with it the device
+def as_schedule(scheduler: Scheduler) -> DiffusionSchedule:
+    """A schedule with the noise levels, prediction and clipping of one of MONAI's schedulers; ours as it is.
+
+    Args:
+        scheduler: ``DDPMScheduler``, ``DDIMScheduler``, ``PNDMScheduler`` or ``RFlowScheduler`` of
+            ``monai.networks.schedulers``.
+
+    Raises:
+        ConfigError: it is another object, predicts a variance, or changes its timesteps with the size of the images.
+
+    Example:
+        >>> schedule = as_schedule(DDIMScheduler(1000, prediction_type="v_prediction"))
+        >>> schedule.prediction, schedule.clip_range
+        ('v', (-1.0, 1.0))
+    """
+    return scheduler if isinstance(scheduler, DiffusionSchedule) else MonaiSchedule(scheduler)
+
+
+class MonaiSchedule(DiffusionSchedule):
+    """What :func:`as_schedule` makes of one of MONAI's schedulers.
+
+    ``RFlowScheduler`` has sigma_t = t / T, and its networks predict x0 - eps, the opposite of our velocity. At t = 0,
+    where it adds no noise, there is a quarter of a level's noise, as log-SNR would be infinite.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        name, is_flow = type(scheduler).__name__, isinstance(scheduler, RFlowScheduler)
+        if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler, PNDMScheduler, RFlowScheduler)):
+            raise ConfigError(f"schedule is a {name}; use a DiffusionSchedule or MONAI's DDPM, DDIM, PNDM or RFlow")
+        if str(getattr(scheduler, "variance_type", "")).startswith("learned"):
+            raise ConfigError(f"{name}: variance_type is learned, which is not supported; use fixed_small")
+        if getattr(scheduler, "use_timestep_transform", False):
+            raise ConfigError(f"{name}: use_timestep_transform is not supported; use DiffusionSchedule(timestep_shift)")
+        clip_range: Range | None = None
+        if getattr(scheduler, "clip_sample", False):
+            clip_range = tuple(scheduler.clip_sample_values)  # type: ignore[arg-type, assignment]
+        is_normal = getattr(scheduler, "sample_method", None) == "logit-normal"
+        super().__init__(
+            scheduler.num_train_timesteps,
+            RECTIFIED_FLOW if is_flow else "linear_beta",
+            _PREDICTIONS[scheduler.prediction_type],  # type: ignore[index]
+            timestep_sampling="logit_normal" if is_normal else "uniform",
+            clip_range=clip_range,
+        )
+        self._own = [scheduler]  # in a list, as RFlowScheduler is no complete torch module
+        self._sign = -1 if is_flow else 1
+        if is_flow:
+            s = torch.arange(self.num_train_timesteps, dtype=torch.float64).clamp(min=0.25) / self.num_train_timesteps
+            self._set_levels(1 - s, s)
+        else:
+            self.schedule = name
+            alpha_bar = torch.cumprod(1 - scheduler.betas.double(), dim=0)
+            self._set_levels(alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+        self.set_timesteps(self.num_train_timesteps)
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The training target for x_t: eps, x0 or v (B, C, *S), with MONAI's sign."""
+        return self._sign * super().target(x0, eps, t)
+
+    def to_x0_eps(
+        self, output: Tensor, x_t: Tensor, t: Tensor, clip_range: Range | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Convert the network's output to (x0, eps), in float32 or better."""
+        return super().to_x0_eps(self._sign * output, x_t, t, clip_range)
+
+    def own_steps(self, denoise: Denoiser, x: Tensor, steps: int, clip: bool, callback: StepCallback | None) -> Tensor:
+        """Move x (B, C, *S) from noise to x0 by MONAI's own ``step``, at the timesteps of its ``set_timesteps``.
+
+        Noise that a step adds is a function of the timestep, the same for each image.
+        """
+        own = self._at(steps)
+        own.clip_sample = clip  # type: ignore[assignment]
+        names = inspect.signature(own.step).parameters
+
+        def step(x: Tensor, t: int, t_next: int) -> Tensor:
+            output = denoise(x, torch.full((len(x),), t, device=x.device)).to(x.dtype)
+            if "next_timestep" in names:
+                return own.step(output, t, x, t_next)[0]
+            if "generator" not in names:  # PNDM, which keeps earlier outputs
+                return own.step(output, t, x)[0]
+            each = zip(output.split(1), x.split(1), strict=True)
+            noise = [torch.Generator(x.device).manual_seed(t) for _ in x]
+            return torch.cat([own.step(o, t, i, generator=g)[0] for (o, i), g in zip(each, noise, strict=True)])
+
+        return integrate(x, [*own.timesteps.tolist(), 0], step, callback)
+
+    def warn_of_own_steps(self, steps: int) -> None:
+        """Log a warning if MONAI's ``step`` ends at other levels than those of its timesteps, as in MONAI 1.6.1."""
+        own = self._at(steps)
+        total = self.num_train_timesteps
+        move = {"DDIMScheduler": total // steps, "DDPMScheduler": 1}.get(type(own).__name__)
+        distances = {t - t_next for t, t_next in pairwise(own.timesteps.tolist())}
+        if move is not None and distances - {move}:
+            logger.warning(
+                "%s: its %d timesteps are up to %d apart, but its step moves by %d, so the network is told wrong noise "
+                "levels; use another solver", type(own).__name__, steps, max(distances), move,
+            )  # fmt: skip
+
+    def _at(self, steps: int) -> Scheduler:
+        """A copy of MONAI's scheduler with its timesteps for a run; PNDM's remembers what it has seen."""
+        own = deepcopy(self._own[0])
+        own.set_timesteps(steps)
+        return own
