@@ -130,10 +130,8 @@ def test_a_model_on_its_latents_is_like_any_other(bundle, cohort, tmp_path):
     assert info(folder).figures["description"]["first_stage"]["image_range"] == [0, 1]
     reconstruct(folder, cohort, tmp_path / "back", mode="both", limit=1, device="cpu")
     assert export(folder, tmp_path / "onnx", format="onnx").figures["networks"].keys() > {"first_stage_decoder.onnx"}
-    configs = folder / "configs"
-    verify_net_in_out(
-        "network_def", meta_file=configs / "metadata.json", config_file=configs / "train.json", device="cpu"
-    )
+    configs, values = folder / "configs", {"device": "cpu", "bundle_root": str(folder)}
+    verify_net_in_out("network_def", configs / "metadata.json", configs / "inference.json", **values)
     train(folder, cohort, overrides={"model_range": [-1, 1], "max_epochs": 1, "overwrite": True})  # measures again
     after = load_bundle(folder, "cpu").inferer.first_stage
     assert after.image_range == [-1, 1]
