@@ -17,7 +17,7 @@ MODULES = {
     "checksum": "model_file",
     **dict.fromkeys((
         "TrainingDescription", "check_all_set", "check_monai_weights", "check_run", "describe_latent", "describe_model",
-        "running_config",
+        "fit_first_stage", "running_config",
     ), "training"),
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from monai_diffae.bundle.training import check_monai_weights as check_monai_weig
 from monai_diffae.bundle.training import check_run as check_run
 from monai_diffae.bundle.training import describe_latent as describe_latent
 from monai_diffae.bundle.training import describe_model as describe_model
+from monai_diffae.bundle.training import fit_first_stage as fit_first_stage
 from monai_diffae.bundle.training import running_config as running_config
 
 MODULES: dict[str, str]

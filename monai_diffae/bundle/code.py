@@ -48,10 +48,16 @@ _OURS = (
     )),
     "networks.preset",
 )  # fmt: skip
+AUTOENCODERS = {
+    "AutoencoderKL": "monai.networks.nets.AutoencoderKL",
+    "AutoencoderKlMaisi": "monai.apps.generation.maisi.networks.autoencoderkl_maisi.AutoencoderKlMaisi",
+}
+"""The autoencoders that a first stage can have, by the names of their classes."""
+
 MODEL_TARGETS = frozenset(
     {
         *(f"monai.networks.nets.resnet{layers}" for layers in (10, 18, 34, 50, 101, 152, 200)),
-        "monai.networks.nets.AutoencoderKL",
+        *AUTOENCODERS.values(),
         *(f"torch.nn.{name}" for name in _LAYERS),
         *(name for short in _TRANSFORMS for name in (short, f"monai.transforms.{short}")),
         *(f"monai_diffae.{name}" for name in _OURS),

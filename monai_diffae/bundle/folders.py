@@ -64,7 +64,7 @@ def _shipped_names() -> set[str]:
     return {folder.name for folder in shipped("bundles").iterdir() if (folder / CONFIGS / TRAIN).is_file()}
 
 
-def init_bundle(directory: str | Path, bundle: PathLike = "diffae_2d") -> Path:
+def init_bundle(directory: str | Path, bundle: PathLike = "diffae_2d", first_stage: PathLike | None = None) -> Path:
     """Make a new bundle folder: a shipped bundle, or a copy of a trained one, whose training it can continue.
 
     The file of a model gets the configurations of ``diffae_2d`` or ``diffae_3d`` with the values of its description; a
@@ -74,14 +74,23 @@ def init_bundle(directory: str | Path, bundle: PathLike = "diffae_2d") -> Path:
     Args:
         directory: a new folder.
         bundle: the name of a shipped bundle, the folder of a trained one, or the file of its model.
+        first_stage: on whose latents the new ``diffae_3d`` works; see
+            :func:`~monai_diffae.bundle.first_stages.add_first_stage`.
 
     Raises:
-        ConfigError: there is no such bundle, it is not trained, or ``directory`` is not empty or cannot be a folder.
+        ConfigError: there is no such bundle or first stage, it is not trained, or ``directory`` is not empty or cannot
+            be a folder.
         MachineError: the disk is full, or ``directory`` cannot be written.
     """
     target, source = Path(directory), _source(bundle)
+    if first_stage is not None and str(bundle) != "diffae_3d":
+        raise ConfigError("first_stage: works with bundle diffae_3d only; choose it, or omit the first stage")
     with new_folder(target) as folder:
         fill_folder(folder, source)
+        if first_stage is not None:
+            from monai_diffae.bundle.first_stages import add_first_stage
+
+            add_first_stage(folder, Path(first_stage))
     return target
 
 
@@ -178,6 +187,7 @@ def complete_bundle(bundle_root: str | Path, output_dir: str | Path, *, with_mod
         return
     if not (folder / CONFIGS / TRAIN).is_file():
         _copy_static(root, folder)
+        copy_model(root, folder, (layout.FIRST_STAGE_MODEL,))
     if with_model:
         check_no_other_model(root, folder)
         copy_model(root, folder, (MODEL, layout.METRICS))

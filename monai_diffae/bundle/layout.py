@@ -19,6 +19,7 @@ NETWORKS = "networks.json"  # describes the networks that ``export`` wrote besid
 MODEL = "model.safetensors"  # the averaged weights and their description: all that this package reads
 MONAI_MODEL = "model.pt"  # the same weights as a flat state dict, for MONAI's own tools; never read
 METRICS = "metrics.json"  # the metrics of the last validation, such as ``z_sem_usage``
+FIRST_STAGE_MODEL = "first_stage_model.safetensors"  # of ``init``; a training copies its first stage into ``MODEL``
 CHECKPOINT = "checkpoint.pt"  # everything that a training needs to resume
 ANOMALY = "anomaly.safetensors"  # the residuals of held-out cases, with which anomaly maps and scores are calibrated
 WIDE = "wide.safetensors"  # principal components of the features before the encoder's last layer

@@ -17,7 +17,16 @@ from monai_diffae.bundle.code import check_code, no_such_key
 from monai_diffae.bundle.config import build, check_dimensions, check_image_size, check_rules, check_sizes, find_device
 from monai_diffae.bundle.description import describe, resolved
 from monai_diffae.bundle.folders import shipped_bundle
-from monai_diffae.bundle.layout import CONFIGS, FAST_MODEL, LATENT_MODEL, MODEL, TRAIN, model_file, models_folder
+from monai_diffae.bundle.layout import (
+    CONFIGS,
+    FAST_MODEL,
+    FIRST_STAGE_MODEL,
+    LATENT_MODEL,
+    MODEL,
+    TRAIN,
+    model_file,
+    models_folder,
+)
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import (
     FIRST_STAGE,
@@ -193,18 +202,22 @@ def _solver_name(solver: Solver | functools.partial[Tensor]) -> str:
 # -- first stage -------------------------------------------------------------------------------------------------------
 
 
-def load_first_stage(bundle: PathLike, device: str | torch.device = "cpu") -> FirstStage:
+def load_first_stage(bundle: PathLike, device: str | torch.device = "cpu", renew: bool = False) -> FirstStage:
     """Load a trained first stage, frozen and in evaluation mode.
 
     Args:
-        bundle: its bundle, or the file of a model: its own, or that of a model on its latents.
+        bundle: its bundle, or the file of a model: its own, or that of a model on its latents. In a bundle that
+            ``init`` made with a first stage and that is not trained yet, it is that one.
         device: where to compute.
+        renew: take the one of ``init`` also if the bundle is trained.
 
     Raises:
         ConfigError: there is no trained first stage.
         ScanError: its weights cannot be read.
     """
-    model = read_model(model_file(bundle))
+    given = models_folder(bundle) / FIRST_STAGE_MODEL
+    is_given = given.is_file() and (renew or not (given.parent / MODEL).is_file())
+    model = read_model(given if is_given else model_file(bundle))
     if model.kind != "first_stage" and "first_stage" not in model.description:
         raise ConfigError(
             f"{Path(bundle).name}: is no first stage but {quoted(model.kind)}; use a trained autoencoder_kl_3d"
@@ -218,12 +231,16 @@ def first_stage_of(model: ModelFile) -> FirstStage:
     definition = resolved(model.description, "network_def" if is_own else "first_stage")
     network = build(Parser({"network_def": definition}), "network_def", FirstStage)
     model.load_into(network, "" if is_own else FIRST_STAGE)
-    if network.latent_std.isnan():
+    if network.latent_std.isnan() and model.name != FIRST_STAGE_MODEL:
         raise ConfigError(f"{model.name}: the scale of its latents is not measured yet; train to its first validation")
-    weights = sorted(network.state_dict().items())
-    sha256 = digest(*(part for name, tensor in weights for part in (name, tensor.numpy())))
-    network.description = {**model.description, "network_def": definition, "weights_sha256": sha256}
+    network.description = {**model.description, "network_def": definition, "weights_sha256": weights_sha256(network)}
     return network.eval().requires_grad_(False)
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """SHA-256 of the names and values of a network's weights."""
+    weights = sorted(network.state_dict().items())
+    return digest(*(part for name, tensor in weights for part in (name, tensor.cpu().numpy())))
 
 
 def check_latent_image_size(first_stage: FirstStage, network: nn.Module, image_size: Sequence[int]) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import shutil
+import statistics
 import sys
 import tempfile
 import weakref
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, config_item
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from monai.utils import module as monai_module
@@ -29,12 +31,17 @@ from monai_diffae.bundle.config import (
     sequence_values,
 )
 from monai_diffae.bundle.description import describe, describe_training, versions, write_values
+from monai_diffae.bundle.first_stages import PREPARATION
 from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
+from monai_diffae.bundle.loading import weights_sha256
 from monai_diffae.bundle.model_file import built_part, check_fit, check_writable, read_description
+from monai_diffae.data.cases import spread
 from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.streamed import read_stream
 from monai_diffae.data.tensor_files import read_torch_file
-from monai_diffae.errors import CohortError, ConfigError, find_diffae_error, one_line
+from monai_diffae.errors import CohortError, ConfigError, counted, find_diffae_error, one_line
+from monai_diffae.metrics import reconstruction_errors
 from monai_diffae.networks import FirstStage
 
 logger = logging.getLogger(__name__)
@@ -48,7 +55,7 @@ _EXTENDED = (
     "initialize", "training",
 )  # fmt: skip
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
-_FIRST_STAGE_KEYS = ("intensity", "percentiles", "window_hu", "model_range", "spacing_mm")
+_FITTED, _LEAST_SSIM = 8, 0.8  # images on which a first stage is measured, and the SSIM of usable reconstructions
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
 _RUNS_OF_COMMANDS = {"reconstruct": "inference.json", "evaluate": "evaluate.json"}
 _OF_THE_EVALUATOR = ("dataset", "dataloader", "postprocessing", "writer", "handlers", "evaluator")
@@ -231,13 +238,44 @@ def describe_model(first_stage: FirstStage | None = None) -> dict[str, Any]:
     description = {**describe(parser, MODEL_ROOTS), "recipe": describe_training(parser), "versions": versions()}
     if first_stage is not None:
         trained_on = first_stage.description
-        differ = [key for key in _FIRST_STAGE_KEYS if key in trained_on and trained_on[key] != description.get(key)]
+        differ = [key for key in PREPARATION if key in trained_on and trained_on[key] != description.get(key)]
         if differ:
             logger.warning("the first stage was trained with other values of %s than this model", ", ".join(differ))
         description["first_stage"] = trained_on["network_def"]
         description["first_stage_sha256"] = trained_on["weights_sha256"]
     check_writable(description)  # now, not when the first epoch ends
     return description
+
+
+def fit_first_stage(first_stage: FirstStage) -> None:
+    """Measure the scale of another's first stage on training images, and log how well it reconstructs them.
+
+    Its reconstructions get the range of the images. Does nothing if the scale is known, or without a cohort.
+    """
+    parser = running_parser()
+    if not first_stage.latent_std.isnan() or parser["dataset_dir"] == "???":
+        return
+    if "num_rounds" in parser:
+        raise ConfigError("first_stage: each site would measure another scale of its latents; train autoencoder_kl_3d")
+    dataset, (low, high) = parser.get_parsed_content("train#dataset"), parser.get_parsed_content("model_range")
+    first_stage.image_range = low, high
+    first_stage.description["network_def"]["image_range"] = [low, high]
+    items = [dataset.data[position] for position in spread(len(dataset.data), _FITTED)]
+    results = read_stream(items, dataset.transform, dataset.keys)
+    arrays = [result["image"] for result in results if isinstance(result, dict)]
+    images = [torch.from_numpy(array).to(first_stage.latent_std.device) for array in arrays]
+    if not images:  # BadScans reports them
+        return
+    first_stage.measure(images)
+    first_stage.description["weights_sha256"] = weights_sha256(first_stage)
+    errors = [reconstruction_errors(image[None], first_stage(image[None]), (low, high)) for image in images]
+    ssim = statistics.fmean(float(error["ssim"]) for error in errors)
+    logger.info("the first stage reconstructs %s with SSIM %.2f", counted(len(images), "training image"), ssim)
+    if ssim < _LEAST_SSIM:
+        logger.warning(
+            "the first stage does not fit these images (SSIM %.2f, below %.1f): set %s to the values with which it was "
+            "trained, or train a first stage on these images", ssim, _LEAST_SSIM, ", ".join(PREPARATION)
+        )  # fmt: skip
 
 
 def describe_latent(z_channels: int, autoencoder_sha256: str) -> dict[str, Any]:

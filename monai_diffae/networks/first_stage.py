@@ -17,7 +17,7 @@ DrawNoise = Callable[[Sequence[int], torch.device], Tensor]
 
 
 class FirstStage(nn.Module):
-    """MONAI's ``AutoencoderKL`` with normalised latents, as latent diffusion needs them.
+    """MONAI's ``AutoencoderKL`` or ``AutoencoderKlMaisi`` with normalised latents, as latent diffusion needs them.
 
     Latent diffusion, Rombach et al., CVPR 2022 (arXiv 2112.10752). Latents from ``encode`` have mean 0 in each channel
     and standard deviation 1 over all channels. :meth:`measure` determines shift and scale, which are saved with the
@@ -25,7 +25,8 @@ class FirstStage(nn.Module):
     are the mean of its posterior, not a random sample.
 
     Args:
-        autoencoder: ``monai.networks.nets.AutoencoderKL``; each level below the first halves the size of every axis.
+        autoencoder: MONAI's autoencoder; each level below the first halves the size of every axis. MAISI's layers no
+            longer compute in parts, nor in float16.
         image_range: decoded images are clipped to this range; None: no clipping. Latents are never clipped.
 
     Attributes:
@@ -58,10 +59,15 @@ class FirstStage(nn.Module):
         self.image_range = image_range
         self.description: dict[str, Any] = {}
         self.latent_channels = int(autoencoder.latent_channels)
-        encoder = autoencoder.encoder
-        self.spatial_dims, self.in_channels = int(encoder.spatial_dims), int(encoder.in_channels)  # type: ignore[arg-type]
-        num_levels = len(encoder.channels)  # type: ignore[arg-type]
-        self.size_divisors = (2 ** (num_levels - 1),) * self.spatial_dims
+        weight = next(autoencoder.encoder.parameters())  # MAISI's encoder has no attributes that say it
+        self.spatial_dims, self.in_channels = weight.ndim - 2, weight.shape[1]
+        names = [type(module).__name__ for module in autoencoder.encoder.modules()]
+        self.size_divisors = (2 ** sum(name.endswith("Downsample") for name in names),) * self.spatial_dims
+        for module in autoencoder.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.__class__ = nn.GroupNorm  # MAISI's computes the same in parts, perhaps in float16
+            if "num_splits" in vars(module):
+                vars(module)["num_splits"] = 1  # more (MONAI 1.6.1) lose voxels of sizes that they do not divide
         self.register_buffer("latent_mean", torch.full((self.latent_channels,), math.nan))
         self.register_buffer("latent_std", torch.tensor(math.nan))
 

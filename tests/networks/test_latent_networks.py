@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from tiny_bundles import tiny_kl
 
 from monai_diffae.errors import ConfigError
@@ -57,6 +58,19 @@ def test_an_image_has_the_same_latents_and_back_whatever_the_others_are(first_st
     latents = first_stage.encode(images())
     assert torch.equal(latents[1:2], first_stage.encode(images()[1:2]))
     assert torch.equal(first_stage.decode(latents)[1:2], first_stage.decode(latents[1:2]))
+
+
+def test_maisi_computes_the_same_in_one_piece_and_in_float32():
+    settings = {"norm_num_groups": 4, "latent_channels": 2, "norm_float16": True, "num_splits": 2}
+    maisi = AutoencoderKlMaisi(3, 1, 1, (1, 1), (4, 8), (False, False), **settings).eval()
+    x = torch.rand(1, 1, 12, 8, 8)
+    expected = AutoencoderKlMaisi(3, 1, 1, (1, 1), (4, 8), (False, False), **settings | {"norm_float16": False}).eval()
+    expected.load_state_dict(maisi.state_dict())
+    expected = expected.reconstruct(x).detach()
+    first_stage = FirstStage(maisi)
+    assert (first_stage.in_channels, first_stage.size_divisors) == (1, (2, 2, 2))
+    torch.testing.assert_close(first_stage(x).detach(), expected, atol=1e-4, rtol=1e-4)
+    assert first_stage(torch.rand(1, 1, 6, 8, 8)).shape == (1, 1, 6, 8, 8)  # of 7 voxels, splits would lose one
 
 
 def test_patches_that_cannot_be_trained_with_are_refused():

@@ -10,7 +10,7 @@ from monai_diffae.bundle.layout import MODEL, MODELS
 
 
 @command
-def init(out: Path, *, bundle: str | Path = "diffae_2d") -> Result:
+def init(out: Path, *, bundle: str | Path = "diffae_2d", first_stage: Path | None = None) -> Result:
     """Make a new bundle: a shipped one, to train or with weights to use at once, or a copy of a trained one.
 
     The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
@@ -22,15 +22,19 @@ def init(out: Path, *, bundle: str | Path = "diffae_2d") -> Result:
         out: New folder for the bundle.
         bundle: Name of a shipped bundle: ``diffae_2d``, ``diffae_3d`` or ``autoencoder_kl_3d`` without weights,
             ``chest_xray`` or ``hippocampus`` with weights; or a trained bundle, or the file of its model.
+        first_stage: Autoencoder on whose latents the new ``diffae_3d`` works: a bundle of MONAI's model zoo, a file of
+            weights of MONAI's ``AutoencoderKL`` or ``AutoencoderKlMaisi`` beside the JSON file that defines its
+            network, or a trained ``autoencoder_kl_3d``.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: there is no such bundle, it is not trained, or ``out`` is not empty or cannot be a folder.
+        ConfigError: there is no such bundle or first stage, it is not trained, or ``out`` is not empty or cannot be a
+            folder.
         MachineError: the folder cannot be written.
     """
-    folder = init_bundle(out, bundle)
+    folder = init_bundle(out, bundle, first_stage)
     is_trained = (folder / MODELS / MODEL).is_file()
     options = {"out": "results"} if is_trained else {"minutes": 10}
     line = command_line("embed" if is_trained else "train", {"bundle": folder, "cohort": "scans.csv", **options})

@@ -126,7 +126,9 @@ def open_machine(config: dict[str, Any], overrides: Mapping[str, Any], budget: i
             raise ConfigError(
                 "first_stage_bundle: is required; give a trained one with overrides first_stage_bundle=DIR"
             )
-        config = {**config, "first_stage": build(parser, "first_stage", FirstStage)}
+        stage = build(parser, "first_stage", FirstStage)
+        stage.latent_std.nan_to_num_(1.0), stage.latent_mean.nan_to_num_()  # the time does not depend on them
+        config = {**config, "first_stage": stage}
     return Machine(config, overrides, budget, device, config.get("first_stage"))
 
 
