@@ -15,9 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from monai.bundle import ConfigParser, ConfigWorkflow, config_item
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
-from monai.utils import module as monai_module
 from torch import nn
 
 from monai_diffae.bundle.config import (
@@ -86,7 +85,6 @@ def check_run(file: str = TRAIN) -> None:
     tools build it without data. :func:`check_all_set` checks the others when the run starts.
     """
     _show_errors_as_one_line()
-    _let_errors_end_with_ours()
     parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
     if workflow is not None and parser.get("bundle_root") == "." and workflow.config_root_path.name == CONFIGS:
         parser["bundle_root"] = str(workflow.config_root_path.parent)
@@ -143,21 +141,6 @@ def _show_errors_as_one_line() -> None:
             print(f"error: {one_line(error)}", file=sys.stderr)
 
     sys.excepthook = show
-
-
-def _let_errors_end_with_ours() -> None:
-    """Let an error that MONAI raises around one of this package end with its line."""
-
-    # MONAI's (1.6.1) names neither the mistake nor its cause, and a traceback shows it last. Python looks the name
-    # RuntimeError up when MONAI raises, in two modules that use it for nothing else.
-    class EndingWithOurs(RuntimeError):
-        def __init__(self, message: str) -> None:
-            cause = find_diffae_error(sys.exc_info()[1])
-            super().__init__(message if cause is None else f"{message}\n{cause}")
-
-    EndingWithOurs.__qualname__, EndingWithOurs.__module__ = "RuntimeError", "builtins"  # as a traceback shows it
-    for module in (config_item, monai_module):
-        vars(module)["RuntimeError"] = EndingWithOurs
 
 
 def _use_own_tracking(parser: ConfigParser) -> None:

@@ -1,6 +1,9 @@
 """MONAI's own ways into a trained bundle: each gives the network of ``models/model.pt``, or one line."""
 
+import pickle
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -119,3 +122,19 @@ def test_ckpt_export_gives_what_the_network_gives(request, tmp_path, name, size)
     with torch.no_grad():
         expected = network(images)
         torch.testing.assert_close(torch.jit.load(tmp_path / "exported.ts")(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_error_of_monai_can_be_pickled_after_one_of_our_runs_has_begun(tiny_bundle):
+    with pytest.raises(RuntimeError) as wrapped:
+        opened(tiny_bundle.directory, "inference").run()
+    assert type(wrapped.value) is RuntimeError
+    assert str(pickle.loads(pickle.dumps(wrapped.value))) == str(wrapped.value)
+
+
+@pytest.mark.slow
+def test_monais_command_line_ends_with_our_line(tiny_bundle):
+    config = str(tiny_bundle.directory / "configs" / "inference.json")
+    command = [sys.executable, "-m", "monai.bundle", "run", "evaluating", "--config_file", config]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stderr.splitlines()[-1] == "error: dataset_dir: is required; give it a value"
+    assert "Traceback" not in ended.stderr
