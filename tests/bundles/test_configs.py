@@ -168,6 +168,7 @@ def refusal(make_workflow, overrides):
             {"image_size": [50, 50], "channel_mult": [1, 2, 4], "dataset_dir": "/gone"},
             ["image_size is [50, 50]; the network needs multiples of"],
         ),
+        ({"image_size": [64, 64], "channel_mult": [1] * 6}, ["would be one pixel"]),
     ],
 )
 def test_a_wrong_key_or_value_is_named(make_workflow, overrides, words):
