@@ -30,7 +30,7 @@ _RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize"}
 _STANDARD_IDS = _RUN_IDS | {
     "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
     "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
-    "training", "evaluating", "tracking", "save_execute_config",
+    "training", "evaluating", "reconstruct", "tracking", "save_execute_config",
 }  # fmt: skip
 # The same in the sections ``train`` and ``validate``.
 _SECTION_IDS = {

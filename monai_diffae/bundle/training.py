@@ -49,8 +49,7 @@ _EXTENDED = (
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
 _FIRST_STAGE_KEYS = ("intensity", "percentiles", "window_hu", "model_range", "spacing_mm")
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
-_RUNS_OF_COMMANDS = {"reconstruct": "inference.json", "evaluate": "evaluate.json"}
-_OF_THE_EVALUATOR = ("dataset", "dataloader", "postprocessing", "writer", "handlers", "evaluator")
+_OF_THE_EVALUATOR = ("dataset", "dataloader", "postprocessing", "handlers", "evaluator")
 _LATENT_ROOTS = ("latent_network_def", "latent_inferer")
 
 
@@ -117,13 +116,12 @@ def _drop_repetition(items: Any, id: str) -> None:
 def check_all_set() -> None:
     """Check that the running configuration has all values that it needs, when its run starts.
 
-    A run that calls a command must not change what only the evaluator of the same file uses.
+    The run of ``evaluate.json``, which calls a command, must not change what only the evaluator of this file uses.
     """
     config = running_config()
     check_required_values(config)
-    name = next((name for run, name in _RUNS_OF_COMMANDS.items() if run in config), None)
-    file = Path(str(config.get("bundle_root"))) / CONFIGS / str(name)
-    shipped = json.loads(file.read_text(encoding="utf-8")) if name and file.is_file() else config
+    file = Path(str(config.get("bundle_root"))) / CONFIGS / "evaluate.json"
+    shipped = json.loads(file.read_text(encoding="utf-8")) if "evaluate" in config and file.is_file() else config
     if changed := [key for key in _OF_THE_EVALUATOR if shipped.get(key) != config.get(key)]:
         raise ConfigError(f"{changed[0]}: has no effect on this run, which calls a command; use its arguments")
 

@@ -230,8 +230,8 @@ class CheckpointKeeper:
             model.load_into(network)
         self._started_from = model.sha256
         replaces = (
-            " Its first save replaces these weights; to keep them, stop now, and train a copy of the bundle: monai-diffae "
-            f"init new_model --bundle {self.directory.resolve().parent.name}"
+            " Its first save replaces these weights; to keep them, stop now, and train a copy of the bundle: "
+            f"monai-diffae init new_model --bundle {self.directory.resolve().parent.name}"
         )
         logger.warning(
             "fine-tuning: a new training begins with the weights of %s; it resumes none from %s.%s",
