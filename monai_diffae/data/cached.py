@@ -74,7 +74,7 @@ class CachedCases(Dataset[Item]):
     @property
     def items(self) -> list[Item]:
         """The items that can be used, in order."""
-        return self.prepare()._items or [] if self.data or self.failures else []
+        return self.prepare()._items or [] if self.data else []
 
     @property
     def contents(self) -> list[tuple[str, str]]:
