@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
-_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize"}
+_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize", "trust"}
 _STANDARD_IDS = _RUN_IDS | {
     "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
     "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",

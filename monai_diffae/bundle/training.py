@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from torch import nn
 
+from monai_diffae.bundle.code import TRUST, is_trusting
 from monai_diffae.bundle.config import (
     MODEL_ROOTS,
     check_config_of_run,
@@ -30,7 +32,7 @@ from monai_diffae.bundle.config import (
 from monai_diffae.bundle.description import describe, describe_training, versions, write_values
 from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
-from monai_diffae.bundle.model_file import built_part, check_fit, check_writable, read_description
+from monai_diffae.bundle.model_file import built_part, check_fit, check_writable, read_description, unknown_targets
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import CohortError, ConfigError, find_diffae_error, one_line
@@ -80,11 +82,15 @@ def check_run(file: str = TRAIN) -> None:
 
     ``bundle_root`` becomes the folder of the configuration if it is ``.``, which MONAI (1.6.1) takes for the current
     directory. MONAI's option ``--tracking mlflow`` turns on the bundle's own tracking, and lists of images, which MONAI
-    Label gives to ``train.json``, become the cohort. Only the values that the network needs have to be given: MONAI's
-    tools build it without data. :func:`check_all_set` checks the others when the run starts.
+    Label gives to ``train.json``, become the cohort. With ``--trust True``, the run acts within :func:`trusting`. Only
+    the values that the network needs have to be given: MONAI's tools build it without data. :func:`check_all_set`
+    checks the others when the run starts.
     """
     _show_errors_as_one_line()
     parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
+    if parser.get("trust") is True and not is_trusting():
+        os.environ[TRUST] = "1"
+        weakref.finalize(parser, os.environ.pop, TRUST, None)  # when the run has ended
     if workflow is not None and parser.get("bundle_root") == "." and workflow.config_root_path.name == CONFIGS:
         parser["bundle_root"] = str(workflow.config_root_path.parent)
     _use_own_tracking(parser)
@@ -218,6 +224,9 @@ def describe_model(first_stage: FirstStage | None = None) -> dict[str, Any]:
         description["first_stage"] = trained_on["network_def"]
         description["first_stage_sha256"] = trained_on["weights_sha256"]
     check_writable(description)  # now, not when the first epoch ends
+    if own_code := unknown_targets(description):
+        used = ", ".join(own_code)
+        logger.warning("to use the trained model, each run needs --trust (in MONAI's --trust True): it uses %s", used)
     return description
 
 
