@@ -28,8 +28,8 @@ _TRANSFORMS = (
     "AdjustContrastd", "BorderPadd", "CenterSpatialCropd", "Compose", "CopyItemsd", "CropForegroundd", "DivisiblePadd",
     "EnsureChannelFirstd", "EnsureTyped", "Flipd", "GaussianSharpend", "GaussianSmoothd", "HistogramNormalized",
     "LoadImaged", "MedianSmoothd", "NormalizeIntensityd", "Orientationd", "Resized", "ResizeWithPadOrCropd",
-    "Rotate90d", "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "Spacingd", "SpatialCropd",
-    "SpatialPadd", "ThresholdIntensityd", "Zoomd",
+    "Rotate90d", "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "Spacingd",
+    "SpatialCropd", "SpatialPadd", "ThresholdIntensityd", "Zoomd",
 )  # fmt: skip
 _AUGMENTATIONS = (
     "Rand2DElasticd", "Rand3DElasticd", "RandAdjustContrastd", "RandAffined", "RandAxisFlipd", "RandBiasFieldd",
