@@ -51,7 +51,10 @@ _EXTENDED = (
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
 _FIRST_STAGE_KEYS = ("intensity", "percentiles", "window_hu", "model_range", "spacing_mm")
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
-_OF_THE_EVALUATOR = ("dataset", "dataloader", "postprocessing", "handlers", "evaluator")
+_WITHOUT_EFFECT = {  # on the run of a configuration with this component: its file, and keys that are for other tools
+    "reconstruct": ("inference.json", ("postprocessing",)),
+    "evaluate": ("evaluate.json", ("dataset", "dataloader", "postprocessing", "handlers", "evaluator")),
+}
 _LATENT_ROOTS = ("latent_network_def", "latent_inferer")
 
 
@@ -122,14 +125,15 @@ def _drop_repetition(items: Any, id: str) -> None:
 def check_all_set() -> None:
     """Check that the running configuration has all values that it needs, when its run starts.
 
-    The run of ``evaluate.json``, which calls a command, must not change what only the evaluator of this file uses.
+    It must not change what this run does not use.
     """
     config = running_config()
     check_required_values(config)
-    file = Path(str(config.get("bundle_root"))) / CONFIGS / "evaluate.json"
-    shipped = json.loads(file.read_text(encoding="utf-8")) if "evaluate" in config and file.is_file() else config
-    if changed := [key for key in _OF_THE_EVALUATOR if shipped.get(key) != config.get(key)]:
-        raise ConfigError(f"{changed[0]}: has no effect on this run, which calls a command; use its arguments")
+    name, keys = next((entry for id, entry in _WITHOUT_EFFECT.items() if id in config), ("", ()))
+    file = Path(str(config.get("bundle_root"))) / CONFIGS / name
+    shipped = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else config
+    if changed := [key for key in keys if shipped.get(key) != config.get(key)]:
+        raise ConfigError(f"{changed[0]}: has no effect on this run, only in other tools; use other keys of {name}")
 
 
 def _show_errors_as_one_line() -> None:

@@ -83,9 +83,9 @@ def test_a_run_works_from_anywhere(tiny_bundle, first_stage, tmp_path, monkeypat
     config = str(tiny_bundle.directory / "configs" / "inference.json")
     run("evaluating", config_file=config, **values, **{"writer#grid": "model", "dataloader#batch_size": 5})
     assert len(contents(tmp_path / "run" / "x_T")) == 12
-    evaluate = config.replace("inference", "evaluate")
-    line = complaint(run, "run", config_file=evaluate, **values, **{"dataloader#batch_size": 5})
-    assert line.startswith("dataloader: has no effect on this run, which calls a command")
+    for name, id, key in (("evaluate", "run", "dataloader#batch_size"), ("inference", "evaluating", "postprocessing")):
+        line = complaint(run, id, config_file=config.replace("inference", name), **values, **{key: 5})
+        assert line.startswith(f"{key.partition('#')[0]}: has no effect on this run")
     config, cohort = first_stage / "configs" / "inference.json", str(first_stage.parent / "cohort")
     run("evaluating", config_file=str(config), dataset_dir=cohort, output_dir="alone", device="cpu")
     assert len(contents(tmp_path / "alone")) == 8
