@@ -27,7 +27,7 @@ def log_to_training(
     bundle: Path, metrics: Mapping[str, float], paths: Sequence[Path], folder: str, *, is_private: bool = False
 ) -> None:
     """Log figures and files to the MLflow run of a bundle's training if it is found; this never fails a command."""
-    from monai_diffae.handlers.mlflow import RUN_ID, reason, tracking_client
+    from monai_diffae.handlers.mlflow import RUN_ID, is_elsewhere, reason, tracking_client
 
     id_file = bundle / RUN_ID
     is_server = "MLFLOW_TRACKING_URI" in os.environ
@@ -36,7 +36,9 @@ def log_to_training(
         return
     try:
         client, run_id = tracking_client(None, bundle), id_file.read_text().strip()
-        client.get_run(run_id)
+        if is_elsewhere(client.get_run(run_id).info.artifact_uri, None, bundle):
+            logger.info("MLflow: the folder was moved or copied, so its run gets figures only, and no files")
+            paths = ()
         for name, value in metrics.items():
             client.log_metric(run_id, _name(folder, name), float(value))
         for path in paths:

@@ -10,8 +10,8 @@ MODULES = {
     "check_image_size": "config",
     **dict.fromkeys(("describe_folder", "init_bundle", "publish"), "folders"),
     **dict.fromkeys((
-        "TrainedLatent", "check_latent_image_size", "describe_fast_decoder", "load_bundle", "load_first_stage",
-        "load_latent", "preprocessing_of",
+        "TrainedLatent", "check_latent_image_size", "describe_fast_decoder", "inferer_overrides", "load_bundle",
+        "load_first_stage", "load_latent", "preprocessing_of",
     ), "loading"),
     **dict.fromkeys(("Anomaly", "AnomalyDetector", "AnomalySettings", "ModelCase", "TrainedBundle"), "model"),
     "checksum": "model_file",

@@ -6,6 +6,7 @@ from monai_diffae.bundle.folders import publish as publish
 from monai_diffae.bundle.loading import TrainedLatent as TrainedLatent
 from monai_diffae.bundle.loading import check_latent_image_size as check_latent_image_size
 from monai_diffae.bundle.loading import describe_fast_decoder as describe_fast_decoder
+from monai_diffae.bundle.loading import inferer_overrides as inferer_overrides
 from monai_diffae.bundle.loading import load_bundle as load_bundle
 from monai_diffae.bundle.loading import load_first_stage as load_first_stage
 from monai_diffae.bundle.loading import load_latent as load_latent

@@ -27,9 +27,9 @@ _LAYERS = (
 _TRANSFORMS = (
     "AdjustContrastd", "BorderPadd", "CenterSpatialCropd", "Compose", "CopyItemsd", "CropForegroundd", "DivisiblePadd",
     "EnsureChannelFirstd", "EnsureTyped", "Flipd", "GaussianSharpend", "GaussianSmoothd", "HistogramNormalized",
-    "MedianSmoothd", "NormalizeIntensityd", "Orientationd", "Resized", "ResizeWithPadOrCropd", "Rotate90d",
-    "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "Spacingd", "SpatialCropd",
-    "SpatialPadd", "ThresholdIntensityd", "Zoomd",
+    "LoadImaged", "MedianSmoothd", "NormalizeIntensityd", "Orientationd", "Resized", "ResizeWithPadOrCropd",
+    "Rotate90d", "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "Spacingd",
+    "SpatialCropd", "SpatialPadd", "ThresholdIntensityd", "Zoomd",
 )  # fmt: skip
 _AUGMENTATIONS = (
     "Rand2DElasticd", "Rand3DElasticd", "RandAdjustContrastd", "RandAffined", "RandAxisFlipd", "RandBiasFieldd",
@@ -54,16 +54,34 @@ AUTOENCODERS = {
 }
 """The autoencoders that a first stage can have, by the names of their classes."""
 
+_NETWORKS = (
+    "AutoencoderKL", "DenseNet", "DenseNet121", "DenseNet169", "DenseNet201", "DenseNet264", "DiffusionModelUNet",
+    "EfficientNetBN", "SENet154", "SEResNet50", "SEResNet101", "SEResNet152", "SEResNext50", "SEResNext101", "ViT",
+    *(f"resnet{layers}" for layers in (10, 18, 34, 50, 101, 152, 200)),
+)  # fmt: skip
+_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "RFlowScheduler")
 MODEL_TARGETS = frozenset(
     {
-        *(f"monai.networks.nets.resnet{layers}" for layers in (10, 18, 34, 50, 101, 152, 200)),
-        *AUTOENCODERS.values(),
+        *(name for short in _NETWORKS for name in (short, f"monai.networks.nets.{short}")),
+        AUTOENCODERS["AutoencoderKlMaisi"],
+        "monai.apps.generation.maisi.networks.diffusion_model_unet_maisi.DiffusionModelUNetMaisi",
+        *(name for short in _SCHEDULERS for name in (short, f"monai.networks.schedulers.{short}")),
         *(f"torch.nn.{name}" for name in _LAYERS),
         *(name for short in _TRANSFORMS for name in (short, f"monai.transforms.{short}")),
         *(f"monai_diffae.{name}" for name in _OURS),
     }
 )
-"""What a model file may build: none of these writes a file, reads others than the scan, or calls what a text names."""
+"""What a model file may build: none of these writes a file, reads others than the scan, or calls what a text names.
+
+That holds with the values of :data:`_SAFE_VALUES`.
+"""
+
+_READERS_OF_MONAI = ("ITKReader", "NibabelReader", "NrrdReader", "PILReader", "PydicomReader")
+# Arguments that can run code, read a file or download one, or trust a model, and the values with which they do not.
+_SAFE_VALUES: dict[str, tuple[Any, ...]] = {
+    "_mode_": (), "_debug_": (), "reader": (None, *_READERS_OF_MONAI),
+    **dict.fromkeys(("pretrained", "allow_pickle", "trust"), (None, False)),
+}  # fmt: skip
 
 _MORE_IN_TRAININGS = (
     *(name for short in _AUGMENTATIONS for name in (short, f"monai.transforms.{short}")),
@@ -129,7 +147,7 @@ def looks_like_path(text: str) -> bool:
 def _code(value: Any, id: str, places: bool) -> Iterator[str]:
     """Code in a part of a configuration, and places if they are asked for."""
     if isinstance(value, Mapping):
-        for key, item in value.items():
+        for key, item in with_defaults(value).items():
             yield from _code_of_item(str(key), item, f"{id}#{key}" if id else str(key), places)
     elif isinstance(value, list | tuple):
         for number, item in enumerate(value):
@@ -153,12 +171,23 @@ def _code_of_item(key: str, item: Any, id: str, places: bool) -> Iterator[str]:
     if name == "_target_":
         if not (isinstance(item, str) and item in _shipped_code()[0]):
             yield f"the target {quoted(str(item))} at {quoted(id)}"
-    elif name in ("_mode_", "_debug_") or (name == "pretrained" and item not in (None, False)):
+    elif not is_safe(name, item):
         yield f"the argument {quoted(str(item))} at {quoted(id)}"
     else:
         is_text = isinstance(item, str) and not re.match(r"[/\\]{2}", item)
         is_read = is_text and name in (_READERS if item.startswith("@") else _PLACES)
         yield from _code(item, id, places and not is_read and id != "_meta_" and name != "_desc_")
+
+
+def is_safe(name: str, value: Any) -> bool:
+    """Whether an argument with this value runs no code, and reads no file."""
+    return name not in _SAFE_VALUES or value in _SAFE_VALUES[name] or (name == "reader" and isinstance(value, Mapping))
+
+
+def with_defaults(component: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A component with its default of ``pretrained``, if this is not False."""
+    is_pretrained = str(component.get("_target_")).endswith("EfficientNetBN")
+    return {"pretrained": True, **component} if is_pretrained else component
 
 
 @functools.cache

@@ -26,11 +26,11 @@ _T = TypeVar("_T")
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
-_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize"}
+_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize", "trust"}
 _STANDARD_IDS = _RUN_IDS | {
     "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
     "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
-    "training", "evaluating", "tracking", "save_execute_config",
+    "training", "evaluating", "reconstruct", "tracking", "save_execute_config",
 }  # fmt: skip
 # The same in the sections ``train`` and ``validate``.
 _SECTION_IDS = {
@@ -50,13 +50,21 @@ def check_config_of_run(config: dict[str, Any]) -> None:
     check_anchored(config)
 
 
-def check_image_size(network: object, image_size: Sequence[int]) -> None:
+def check_image_size(network: torch.nn.Module, image_size: Sequence[int]) -> None:
     """Check that a network can use images of this size; networks without ``size_divisors`` can use any.
 
     Raises:
         ConfigError: it cannot; the message names the nearest usable size.
     """
-    check_sizes(image_size, getattr(network, "size_divisors", (1,) * len(image_size)))
+    divisors = getattr(network, "size_divisors", (1,) * len(image_size))
+    check_sizes(image_size, divisors)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.GroupNorm)]
+    widest = max(norms, key=lambda norm: norm.num_channels, default=None)
+    if widest is not None and widest.num_groups == widest.num_channels and [*image_size] == [*divisors]:
+        raise ConfigError(
+            f"image_size is {quoted(list(image_size))}; the network's last level would be one pixel of "
+            f"{widest.num_channels} channels, too few to normalise; use a larger image_size, or fewer levels"
+        )
 
 
 def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:

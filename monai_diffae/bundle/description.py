@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.bundle.code import check_code, looks_like_path, strings
+from monai_diffae.bundle.code import check_code, looks_like_path, strings, with_defaults
 from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
@@ -37,7 +37,7 @@ _RECIPE = (
 # Not written into a folder's configurations: where the files of a run are, and on which machine it runs.
 _OF_THE_RUN = {
     "_meta_", "bundle_root", "dataset_dir", "output_dir", "overwrite", "fine_tune", "device", "workers", "rank",
-    "world_size", "save_execute_config", "tracking_uri", "embeddings", "cache_gib", "check_memory",
+    "world_size", "save_execute_config", "tracking_uri", "embeddings", "cache_gib", "check_memory", "trust",
 }  # fmt: skip
 _OWN_FIRST_STAGE = "$@bundle_root + '/models/model.safetensors'"
 _NOTE = "_desc_"  # of MONAI's configurations: free text
@@ -100,7 +100,8 @@ def versions() -> dict[str, str]:
 def evaluated(parser: ConfigParser, value: Any, id: str) -> Any:
     """A value of a configuration with this id, with formulas replaced by what they give; without MONAI's notes."""
     if isinstance(value, dict):
-        parts = {key: evaluated(parser, item, f"{id}#{key}") for key, item in value.items() if key != _NOTE}
+        items = with_defaults(value).items()
+        parts = {key: evaluated(parser, item, f"{id}#{key}") for key, item in items if key != _NOTE}
         return parts | ({"pretrained": False} if "pretrained" in parts else {})  # the weights are in the model's file
     if isinstance(value, list | tuple):
         return [evaluated(parser, item, f"{id}#{number}") for number, item in enumerate(value)]

@@ -300,7 +300,7 @@ def write_model_card(folder: PathLike, description: Mapping[str, Any], *, is_des
         if new != text:
             write_atomic(card, lambda path: path.write_text(new, encoding="utf-8"))
         content = read_values(metadata)
-        described = {**_with_channels(content, description), "eval_metrics": description.get("figures", {})}
+        described = {**_with_tensors(content, description), "eval_metrics": description.get("figures", {})}
         if content and described != content:
             write_json(metadata, described)
     except (DiffAEError, OSError, ValueError, TypeError, AttributeError) as error:
@@ -322,15 +322,21 @@ def read_uses(bundle: PathLike) -> dict[str, str | None]:
     return uses
 
 
-def _with_channels(metadata: dict[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata with the channels of what the network gets and gives: images, or latents of a first stage."""
+def _with_tensors(metadata: dict[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata with what the network gets and gives: images, or latents of a first stage."""
     channels = description.get("network_def", {}).get("unet", {}).get("in_channels")
-    channels = description.get("in_channels") if channels == "@in_channels" else channels
-    new = deepcopy(metadata)
-    for side in new.get("network_data_format", {}).values() if isinstance(channels, int) else ():
+    channels = description.get("in_channels") if channels in (None, "@in_channels") else channels
+    new = {"num_channels": channels, "spatial_shape": description.get("image_size")}
+    if stage := description.get("first_stage", {}).get("autoencoder"):
+        factor = 2 ** (len(stage.get("channels") or stage["num_channels"]) - 1)
+        new["spatial_shape"] = [side // factor for side in description["image_size"]]
+    else:
+        new["value_range"] = description.get("model_range")
+    metadata = deepcopy(metadata)
+    for side in metadata.get("network_data_format", {}).values():
         for image in side.values():
-            image["num_channels"] = channels
-    return new
+            image |= {key: value for key, value in new.items() if value is not None}
+    return metadata
 
 
 def _filled(text: str, description: Mapping[str, Any]) -> str:

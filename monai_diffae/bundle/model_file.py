@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.bundle.code import MODEL_TARGETS, components, refuse_code
+from monai_diffae.bundle.code import MODEL_TARGETS, components, is_safe, refuse_code, with_defaults
 from monai_diffae.bundle.config import references
 from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
 from monai_diffae.data.atomic import write_atomic
@@ -157,8 +157,8 @@ def unknown_targets(description: Mapping[str, Any]) -> list[str]:
     """What a description builds that is not known to compute only, by the dotted names."""
     targets = set()
     for _, part in components(built_part(description)):
-        is_pretrained = part.get("pretrained") not in (None, False)  # it is downloaded, or read from a file
-        targets.add(f"{part['_target_']}{'(pretrained)' if is_pretrained else ''}")
+        unsafe = ", ".join(name for name, value in with_defaults(part).items() if not is_safe(name, value))
+        targets.add(f"{part['_target_']}{f'({unsafe})' if unsafe else ''}")
     return sorted(targets - MODEL_TARGETS)
 
 

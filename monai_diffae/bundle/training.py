@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import math
+import os
 import shutil
 import statistics
 import sys
@@ -17,11 +18,11 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, config_item
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
-from monai.utils import module as monai_module
 from torch import nn
 
+from monai_diffae.bundle.code import TRUST, is_trusting
 from monai_diffae.bundle.config import (
     MODEL_ROOTS,
     check_config_of_run,
@@ -35,7 +36,7 @@ from monai_diffae.bundle.first_stages import PREPARATION
 from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
 from monai_diffae.bundle.loading import weights_sha256
-from monai_diffae.bundle.model_file import built_part, check_fit, check_writable, read_description
+from monai_diffae.bundle.model_file import built_part, check_fit, check_writable, read_description, unknown_targets
 from monai_diffae.data.cases import spread
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.streamed import read_stream
@@ -57,8 +58,10 @@ _EXTENDED = (
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
 _FITTED, _LEAST_SSIM = 8, 0.8  # images on which a first stage is measured, and the SSIM of usable reconstructions
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
-_RUNS_OF_COMMANDS = {"reconstruct": "inference.json", "evaluate": "evaluate.json"}
-_OF_THE_EVALUATOR = ("dataset", "dataloader", "postprocessing", "writer", "handlers", "evaluator")
+_WITHOUT_EFFECT = {  # on the run of a configuration with this component: its file, and keys that are for other tools
+    "reconstruct": ("inference.json", ("postprocessing",)),
+    "evaluate": ("evaluate.json", ("dataset", "dataloader", "postprocessing", "handlers", "evaluator")),
+}
 _LATENT_ROOTS = ("latent_network_def", "latent_inferer")
 
 
@@ -89,12 +92,15 @@ def check_run(file: str = TRAIN) -> None:
 
     ``bundle_root`` becomes the folder of the configuration if it is ``.``, which MONAI (1.6.1) takes for the current
     directory. MONAI's option ``--tracking mlflow`` turns on the bundle's own tracking, and lists of images, which MONAI
-    Label gives to ``train.json``, become the cohort. Only the values that the network needs have to be given: MONAI's
-    tools build it without data. :func:`check_all_set` checks the others when the run starts.
+    Label gives to ``train.json``, become the cohort. With ``--trust True``, the run acts within :func:`trusting`. Only
+    the values that the network needs have to be given: MONAI's tools build it without data. :func:`check_all_set`
+    checks the others when the run starts.
     """
     _show_errors_as_one_line()
-    _let_errors_end_with_ours()
     parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
+    if parser.get("trust") is True and not is_trusting():
+        os.environ[TRUST] = "1"
+        weakref.finalize(parser, os.environ.pop, TRUST, None)  # when the run has ended
     if workflow is not None and parser.get("bundle_root") == "." and workflow.config_root_path.name == CONFIGS:
         parser["bundle_root"] = str(workflow.config_root_path.parent)
     _use_own_tracking(parser)
@@ -126,15 +132,15 @@ def _drop_repetition(items: Any, id: str) -> None:
 def check_all_set() -> None:
     """Check that the running configuration has all values that it needs, when its run starts.
 
-    A run that calls a command must not change what only the evaluator of the same file uses.
+    It must not change what this run does not use.
     """
     config = running_config()
     check_required_values(config)
-    name = next((name for run, name in _RUNS_OF_COMMANDS.items() if run in config), None)
-    file = Path(str(config.get("bundle_root"))) / CONFIGS / str(name)
-    shipped = json.loads(file.read_text(encoding="utf-8")) if name and file.is_file() else config
-    if changed := [key for key in _OF_THE_EVALUATOR if shipped.get(key) != config.get(key)]:
-        raise ConfigError(f"{changed[0]}: has no effect on this run, which calls a command; use its arguments")
+    name, keys = next((entry for id, entry in _WITHOUT_EFFECT.items() if id in config), ("", ()))
+    file = Path(str(config.get("bundle_root"))) / CONFIGS / name
+    shipped = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else config
+    if changed := [key for key in keys if shipped.get(key) != config.get(key)]:
+        raise ConfigError(f"{changed[0]}: has no effect on this run, only in other tools; use other keys of {name}")
 
 
 def _show_errors_as_one_line() -> None:
@@ -150,21 +156,6 @@ def _show_errors_as_one_line() -> None:
             print(f"error: {one_line(error)}", file=sys.stderr)
 
     sys.excepthook = show
-
-
-def _let_errors_end_with_ours() -> None:
-    """Let an error that MONAI raises around one of this package end with its line."""
-
-    # MONAI's (1.6.1) names neither the mistake nor its cause, and a traceback shows it last. Python looks the name
-    # RuntimeError up when MONAI raises, in two modules that use it for nothing else.
-    class EndingWithOurs(RuntimeError):
-        def __init__(self, message: str) -> None:
-            cause = find_diffae_error(sys.exc_info()[1])
-            super().__init__(message if cause is None else f"{message}\n{cause}")
-
-    EndingWithOurs.__qualname__, EndingWithOurs.__module__ = "RuntimeError", "builtins"  # as a traceback shows it
-    for module in (config_item, monai_module):
-        vars(module)["RuntimeError"] = EndingWithOurs
 
 
 def _use_own_tracking(parser: ConfigParser) -> None:
@@ -244,6 +235,9 @@ def describe_model(first_stage: FirstStage | None = None) -> dict[str, Any]:
         description["first_stage"] = trained_on["network_def"]
         description["first_stage_sha256"] = trained_on["weights_sha256"]
     check_writable(description)  # now, not when the first epoch ends
+    if own_code := unknown_targets(description):
+        used = ", ".join(own_code)
+        logger.warning("to use the trained model, each run needs --trust (in MONAI's --trust True): it uses %s", used)
     return description
 
 

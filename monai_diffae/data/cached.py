@@ -74,14 +74,12 @@ class CachedCases(Dataset[Item]):
     @property
     def items(self) -> list[Item]:
         """The items that can be used, in order."""
-        self.prepare()
-        return self._items or []
+        return self.prepare()._items or [] if self.data else []
 
     @property
     def contents(self) -> list[tuple[str, str]]:
         """The id of each case and the hash of its scan, taken while it was read; also of cases that cannot be used."""
-        self.prepare()
-        return self._contents
+        return self.prepare()._contents if self.data else []
 
     def prepare(self) -> "CachedCases":
         """Read and preprocess all cases, if this has not been done, and return the dataset itself."""

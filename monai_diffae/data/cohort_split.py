@@ -94,7 +94,7 @@ class SplitCohort:
         if ids:
             return find_cases(self.cases, [str(name) for name in ids])
         cases = [case for case in self.cases if split in (None, case.split)][:limit]
-        if not cases:
+        if self.cases and not cases:
             raise CohortError(f"no case is in the split '{split}'; choose another split, or omit it")
         return cases
 
@@ -105,7 +105,7 @@ class SplitCohort:
             CohortError: the split is empty.
         """
         items = [case.item() for case in self.split(name)]
-        if not items:
+        if self.cases and not items:
             raise CohortError(
                 f"no case is in the split '{name}': training needs at least two patients; "
                 f"check the column split and {name}_fraction"
@@ -147,11 +147,10 @@ def split_cohort(
         images: what the model sees of a case.
 
     Raises:
-        ConfigError: ``dataset_dir`` is ``???``, the value of a configuration in which it has to be replaced.
         CohortError: there are no usable cases, or one file is in two splits.
     """
-    if dataset_dir == "???":
-        raise ConfigError("dataset_dir: is required; give it a value")
+    if dataset_dir == "???":  # MONAI's tools build all parts of a configuration, also without data
+        return SplitCohort([], [], "")
     keys = [key for key in image_keys if key != "encoder_image" or not images.encoder_sequences]
     listed = read_cohort(dataset_dir, columns=columns, image_keys=keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)

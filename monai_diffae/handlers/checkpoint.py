@@ -17,7 +17,7 @@ from monai.engines import Workflow
 from torch import nn
 
 from monai_diffae.bundle.folders import WriteLock, write_model_card
-from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, METRICS, MODEL, MONAI_MODEL, PROVENANCE
+from monai_diffae.bundle.layout import ANOMALY, CHECKPOINT, METRICS, MODEL, MODELS, MONAI_MODEL, PROVENANCE
 from monai_diffae.bundle.model_file import FIRST_STAGE, read_model, refuse_other_weights, write_for_monai, write_model
 from monai_diffae.bundle.training import TrainingDescription
 from monai_diffae.data.atomic import write_atomic, write_json
@@ -195,8 +195,8 @@ class CheckpointKeeper:
         is_given = self._weights.were_replaced()
         if self.checkpoint.is_file() and not (self.overwrite or self.fine_tune):
             self._resume(engine, self.checkpoint, is_given)
-        elif self.model.is_file() and not self.overwrite and not is_given:
-            self._begin_with_own_weights()
+        elif (model := self._model_to_fine_tune()).is_file() and not self.overwrite and not is_given:
+            self._fine_tune(model)
         elif is_given:
             self.ema.network.load_state_dict(self.parts["network"].state_dict())
         elif not self.overwrite and not self.prefix and (self.fine_tune or (self.directory / MONAI_MODEL).is_file()):
@@ -207,15 +207,20 @@ class CheckpointKeeper:
         if self.enabled:
             self.description.write_configs(self.directory.parent, is_complete=getattr(engine, "is_complete", False))
 
-    def _begin_with_own_weights(self) -> None:
-        """Begin with the weights in the folder without a checkpoint: a bundle that was shipped, copied or sent."""
+    def _model_to_fine_tune(self) -> Path:
+        """The model in the folder, or with ``fine_tune`` in a new one that of the bundle."""
+        root = Path(str(self.description.run_config.get("bundle_root", ".")))
+        return root / MODELS / self.model.name if self.fine_tune and not self.model.is_file() else self.model
+
+    def _fine_tune(self, path: Path) -> None:
+        """Begin with the weights of a model without a checkpoint: of a bundle that was shipped, copied or sent."""
         if self.prefix:
             raise ConfigError(
                 f"{self.model.name}: there are trained weights, but no {self.checkpoint.name} to resume from; choose "
                 "another output_dir, or set overwrite to replace them"
             )
-        refuse_other_weights(self.directory.parent)
-        model = read_model(self.model, self.description.kind)
+        refuse_other_weights(path.parent.parent)
+        model = read_model(path, self.description.kind)
         if keys := self.description.differing(model.description, only_weights=True):
             raise ConfigError(
                 f"{self.model.name}: was trained with other values of {', '.join(keys)}; use its values, choose "
@@ -224,11 +229,13 @@ class CheckpointKeeper:
         for network in (self.parts["network"], self.ema.network):
             model.load_into(network)
         self._started_from = model.sha256
+        replaces = (
+            " Its first save replaces these weights; to keep them, stop now, and train a copy of the bundle: "
+            f"monai-diffae init new_model --bundle {self.directory.resolve().parent.name}"
+        )
         logger.warning(
-            "fine-tuning: a new training begins with the weights of %s; it resumes none from %s. Its "
-            "first save replaces these weights; to keep them, stop now, and train a copy of the bundle: monai-diffae "
-            "init new_model --bundle %s",
-            self.model.name, self.checkpoint.name, self.directory.resolve().parent.name,
+            "fine-tuning: a new training begins with the weights of %s; it resumes none from %s.%s",
+            path.name, self.checkpoint.name, replaces if path == self.model else "",
         )  # fmt: skip
 
     def _resume(self, engine: Workflow, path: Path, is_given: bool) -> None:

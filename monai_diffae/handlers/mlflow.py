@@ -1,18 +1,20 @@
 """Tracking with MLflow: parameters, metrics, pictures and the configuration of a training."""
 
+import itertools
 import json
 import logging
 import os
 import platform
 import re
-import sqlite3
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from ignite.engine import Engine, Events
 from monai.engines import Workflow
@@ -27,10 +29,6 @@ from monai_diffae.engines.trainer import TrainingEvents
 logger = logging.getLogger(__name__)
 
 RUN_ID = "mlflow_run_id"  # file with the run's id, so that a resumed training continues its run
-_LOCATIONS = (  # tables and columns with absolute paths of artifacts
-    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"),
-    ("model_versions", "source"), ("model_versions", "storage_location"),
-)  # fmt: skip
 # Values that may name a patient, a file or a folder are never tracked.
 _PRIVATE_KEYS = ("_meta_", "dataset_dir", "output_dir", "bundle_root", "patient_pattern", "tracking_uri", "embeddings")
 _PACKAGES = ("monai-diffae", "monai", "torch", "pytorch-ignite", "numpy", "mlflow")
@@ -91,6 +89,7 @@ class MLflowTracking(MLFlowHandler):
             artifacts=[self.output_dir / name for name in _SUMMARIES],
         )  # fmt: skip
         self.client = client  # MONAI's prefers MLFLOW_TRACKING_URI to the argument
+        self.experiment_name = self._experiment_here(self.experiment_name)
         self._set_experiment()
         self.cur_run = self._resumed_run()
         if self.cur_run is None:
@@ -130,12 +129,26 @@ class MLflowTracking(MLFlowHandler):
             self.enabled = False
             logger.warning("MLflow tracking failed and is off for the rest of this run: %s", reason(error))
 
+    def _experiment_here(self, name: str) -> str:
+        """The experiment of this name; in a moved or copied folder another one, as MLflow stores absolute paths."""
+        for number in itertools.count(2):
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None or not self._is_elsewhere(experiment.artifact_location):
+                break
+            name = f"{self.experiment_name} {number}"
+        return name
+
+    def _is_elsewhere(self, location: str) -> bool:
+        return is_elsewhere(location, self.tracking_uri, self.output_dir)
+
     def _resumed_run(self) -> Any:
         id_file = self.output_dir / RUN_ID
         if self._trainer.state.iteration and id_file.is_file():
             with suppress(Exception):  # the run is in another database
-                self.client.update_run(id_file.read_text().strip(), status="RUNNING")
-                return self.client.get_run(id_file.read_text().strip())
+                run = self.client.get_run(id_file.read_text().strip())
+                if not self._is_elsewhere(run.info.artifact_uri):
+                    self.client.update_run(run.info.run_id, status="RUNNING")
+                    return run
         return None
 
     def _log_training(self) -> None:
@@ -193,38 +206,24 @@ def default_tracking_uri(output_dir: str | Path) -> str:
 
 
 def tracking_client(tracking_uri: str | None, output_dir: str | Path) -> Any:
-    """MLflow's client of a training's database or server; None: see :func:`default_tracking_uri`.
-
-    MLflow stores absolute paths. Those of a folder that was copied or moved with its database are corrected here.
-    """
+    """MLflow's client of a training's database or server; None: see :func:`default_tracking_uri`."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default, retries take minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     for name in ("alembic", "mlflow.store"):  # they print migrations
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
-    from mlflow.tracking._tracking_service import utils
+
+    return MlflowClient(tracking_uri or default_tracking_uri(output_dir))
+
+
+def is_elsewhere(location: str, tracking_uri: str | None, output_dir: str | Path) -> bool:
+    """Whether artifacts of a training's own database are not in its folder, as this was moved or copied."""
     from sqlalchemy import make_url
 
-    uri = tracking_uri or default_tracking_uri(output_dir)
-    database = Path(make_url(uri).database or "" if uri.startswith("sqlite:") else "").absolute()
-    if database.is_file() and database.parent.resolve() == Path(output_dir).resolve():
-        _correct_locations(database)
-        utils._artifact_repos_cache.clear()  # by run: MLflow would use the folder of a run before it was copied
-    return MlflowClient(uri)
-
-
-def _correct_locations(database: Path) -> None:
-    """Replace absolute paths in a training's own database by the folder ``mlruns`` beside it."""
-    new = (database.parent / "mlruns").as_uri()
-    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        query = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE 'file:%/mlruns'"
-        for (old,) in connection.execute(query).fetchall() if "experiments" in tables else ():
-            for table, column in _LOCATIONS:
-                if old != new and table in tables:
-                    change = f"{column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
-                    update = f"UPDATE {table} SET {change}"  # noqa: S608, names of _LOCATIONS
-                    connection.execute(update, (new, len(old) + 1, len(old), old))
+    uri, folder = tracking_uri or default_tracking_uri(output_dir), Path(output_dir).resolve()
+    database = Path(make_url(uri).database or "") if uri.startswith("sqlite:") else folder
+    path = Path(url2pathname(urlsplit(location).path)).resolve()
+    return database.resolve().parent == folder and not path.is_relative_to(folder)
 
 
 def reason(error: Exception) -> str:

@@ -69,6 +69,11 @@ def build_app(*, loopback_only: bool = True) -> FastAPI:
     app.include_router(import_module("monailabel.endpoints.proxy").router)  # awaits the request's body
     endpoints = Path(str(import_module("monailabel.endpoints").__file__)).parent
     app.mount("/static", StaticFiles(directory=endpoints / "static"), name="static")
+
+    @app.get("/", include_in_schema=False)
+    def home() -> dict[str, str]:
+        return {"OHIF": "/ohif/", "models": "/info/", "requests": "/openapi.json", "3D Slicer": "give it this address"}
+
     return app
 
 

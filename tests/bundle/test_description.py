@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 from complaints import complaint
+from monai.bundle import verify_net_in_out
 from tiny_bundles import KINDS, STORED, TINY, TINY_ON_LATENTS, copy_tiny
 
 from monai_diffae.apps.training.train import open_training
-from monai_diffae.bundle import init_bundle, trusting
+from monai_diffae.bundle import describe_folder, init_bundle, trusting
 from monai_diffae.bundle.description import write_values
+from monai_diffae.bundle.loading import untrained_network
 from monai_diffae.bundle.model_file import read_description, read_model, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -158,3 +160,35 @@ def test_notes_of_monai_are_left_out_and_other_free_text_is_refused_before_the_t
     parser = run(folder, augmentation={**flip, "keys": ["image", "encoder image"], "allow_missing_keys": True})
     message = "recipe#augmentation#keys#1: is 'encoder image', which a model file cannot hold; write a number"
     assert message in complaint(parser.get_parsed_content, "model_description")
+
+
+FEW = {"base_channels": 8, "num_res_blocks": 1, "z_channels": 4, "network_def#unet#time_embed_channels": 8}
+
+
+@pytest.mark.parametrize(
+    ("overlays", "values", "shape"),
+    [(["paper_128"], FEW, [128, 128]), (["paper_256"], FEW, [256, 256]),
+     ([], {**FEW, "channel_mult": [1, 1, 1, 1, 2, 5], "image_size": [64, 64]}, [64, 64]),
+     ([], {**FEW, "in_channels": 3, "colour": "rgb"}, [64, 64]),
+     ([], {**FEW, "channel_mult": [1, 2], "image_size": [24, 32]}, [24, 32])],
+    ids=["paper_128", "paper_256", "six levels", "rgb", "24 x 32"],
+)  # fmt: skip
+def test_the_metadata_of_a_trained_model_are_true(tmp_path, overlays, values, shape):
+    folder = init_bundle(tmp_path / "new", "diffae_2d")
+    description = run(folder, overlays, **values).get_parsed_content("model_description")
+    write_model(
+        folder / "models" / "model.safetensors", "autoencoder", untrained_network(description).state_dict(), description
+    )
+    describe_folder(folder)
+    meta, config = (str(folder / "configs" / f"{name}.json") for name in ("metadata", "inference"))
+    verify_net_in_out("network_def", meta_file=meta, config_file=config, bundle_root=str(folder), device="cpu")
+    (image,) = json.loads((folder / "configs" / "metadata.json").read_text())["network_data_format"]["inputs"].values()
+    told = (image["num_channels"], image["spatial_shape"], image["value_range"])
+    assert told == (values.get("in_channels", 1), shape, [-1, 1])
+
+
+def test_the_metadata_of_a_model_on_latents_have_the_size_of_these(tmp_path):
+    folder = copy_tiny(tmp_path / "new", "3d_on_latents")
+    describe_folder(folder)
+    (image,) = json.loads((folder / "configs" / "metadata.json").read_text())["network_data_format"]["inputs"].values()
+    assert image["spatial_shape"] == [8, 8, 12]

@@ -92,3 +92,9 @@ def test_what_the_weights_were_trained_for_is_kept(trainer_of, bundle, values, m
     before = contents(bundle)
     assert message in complaint(begin, trainer_of, bundle, **values)
     assert contents(bundle) == before
+
+
+def test_a_new_folder_is_fine_tuned_from_the_weights_of_the_bundle(trainer_of, bundle, tmp_path, caplog):
+    first = weights(bundle)
+    assert equal(begin(trainer_of, tmp_path / "new", bundle_root=str(bundle), fine_tune=True), first)
+    assert "replaces these weights" not in caplog.text

@@ -1,18 +1,22 @@
 """R20: what computes only is built; anything else that a model or a configuration names needs the user's trust."""
 
+import gc
 import importlib
 import json
+import pydoc
 import sys
 
 import pytest
 from complaints import complaint
+from monai.bundle import run as run_bundle
 from tiny_bundles import rewrite
 
 from monai_diffae import train
 from monai_diffae.bundle import init_bundle, load_bundle, trusting
-from monai_diffae.bundle.code import TRUST, check_code
+from monai_diffae.bundle.code import MODEL_TARGETS, TRUST, check_code, is_trusting
 from monai_diffae.bundle.description import set_value
-from monai_diffae.bundle.loading import load_untrained
+from monai_diffae.bundle.loading import load_untrained, untrained_network
+from monai_diffae.bundle.model_file import unknown_targets
 from monai_diffae.errors import CohortError
 
 pytestmark = pytest.mark.goal(id="R20")
@@ -42,6 +46,49 @@ def test_trust_acts_while_it_is_given(untrusted, monkeypatch):
             assert load_bundle(untrusted, "cpu").z_channels == 8
     monkeypatch.setenv(TRUST, "1")
     assert load_bundle(untrusted, "cpu").z_channels == 8
+
+
+def test_trust_is_a_key_on_monais_command_line(untrusted, tiny_bundle, tmp_path):
+    file = str(untrusted / "configs" / "inference.json")
+    values = {"config_file": file, "dataset_dir": str(tiny_bundle.cohort), "output_dir": str(tmp_path), "device": "cpu"}
+    assert "is not trusted to use the target" in complaint(run_bundle, "evaluating", **values, trust=False)
+    run_bundle("evaluating", **values, limit=1, grid="model", trust=True)
+    assert len(list(tmp_path.rglob("x_T/*.nii.gz"))) == 1
+    gc.collect()
+    assert not is_trusting()
+
+
+def test_a_training_says_when_it_begins_what_its_model_needs_trust_for(make_workflow, caplog):
+    transform = {"_target_": "monai.transforms.Identityd", "keys": "image"}
+    make_workflow({"preprocessing#transforms#2": transform}).parser.get_parsed_content("model_description")
+    assert "each run needs --trust (in MONAI's --trust True): it uses monai.transforms.Identityd" in caplog.text
+
+
+def test_monais_loader_and_networks_need_no_trust(bundle, class_folders, tmp_path):
+    network = {"_target_": "monai.networks.nets.DenseNet121", "spatial_dims": 2, "in_channels": 1, "out_channels": 8}
+    encoder = {"_target_": "monai_diffae.networks.EncoderAdapter", "network": network, "channels": 1, "size": [32, 32]}
+    config = load_bundle(bundle, "cpu").config
+    loader = {"_target_": "LoadImaged", "keys": "@image_keys", "ensure_channel_first": True}
+    transforms = [loader, *config["preprocessing"]["transforms"][1:]]
+    changed = {"network_def": {**config["network_def"], "encoder": encoder}}
+    changed["preprocessing"] = {**config["preprocessing"], "transforms": transforms}
+    weights = untrained_network({**config, **changed}).state_dict()
+    rewrite(bundle, lambda _: weights, **changed)
+    values = {"dataset_dir": str(class_folders), "output_dir": str(tmp_path / "out"), "device": "cpu", "limit": 2}
+    run_bundle(
+        "evaluating", config_file=str(bundle / "configs" / "inference.json"), **values, grid="model", mode="z_sem"
+    )
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
+
+
+def test_what_needs_no_trust_exists():
+    assert [name for name in MODEL_TARGETS if "." in name and pydoc.locate(name) is None] == []
+
+
+def test_weights_that_a_default_would_download_need_trust():
+    network = {"_target_": "monai.networks.nets.EfficientNetBN", "model_name": "efficientnet-b0"}
+    assert unknown_targets({"network_def": network}) == ["monai.networks.nets.EfficientNetBN(pretrained)"]
+    assert unknown_targets({"network_def": {**network, "pretrained": False}}) == []
 
 
 def test_every_command_that_uses_the_model_refuses_it(untrusted, tiny_bundle, labelled, tmp_path, run):
@@ -76,7 +123,9 @@ def test_a_shipped_bundle_and_plain_edits_of_it_need_no_trust(name, tmp_path):
     [("tracking_uri", "https://example.org", "place"), ("output_dir", "/tmp/elsewhere", "place"),
      ("output_dir", "a/../../b", "place"), ("output_dir", "~/.config", "place"), ("mlflow", "%/etc/a.json::b", "file"),
      ("train#dataset#cache_dir", "C:\\Users", "place"), ("dataset_dir", "\\\\server\\share", "place"),
-     ("inferer#_mode_", "debug", "argument"), ("network_def#pretrained", True, "argument"),
+     ("inferer#_mode_", "debug", "argument"), ("network_def#pretrained", True, "argument"), ("trust", True, "argument"),
+     ("preprocessing#transforms#0#reader", "os.system", "argument"),
+     ("preprocessing#transforms#0#allow_pickle", True, "argument"),
      ("optimizer#_target_", "os.system", "target"), ("seed", "$print(1)", "expression")],
 )  # fmt: skip
 def test_a_training_runs_no_own_code_and_names_no_place_to_write_or_send_to(bundle, tiny_bundle, id, value, what):

@@ -70,7 +70,7 @@ def test_cases_that_all_fail_or_differ_in_size(tmp_path):
     with pytest.raises(CohortError, match=r"all 2 cases failed, the first is 'c0': c0\.nii\.gz"):
         len(cases)
     with pytest.raises(CohortError, match="no cases"):
-        len(CachedCases([], TRANSFORM))
+        CachedCases([], TRANSFORM).prepare()
     for name, depth in (("c0", 7), ("c1", 8)):
         save_nifti(tmp_path / f"{name}.nii.gz", values(5, 6, depth))
     cases = CachedCases([c.item() for c in read_cohort(tmp_path)], ReadScand("image", 3))

@@ -7,9 +7,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI
 from fastapi.testclient import TestClient
 
+from monai_diffae.data.scans import read_scan, write_scan
 from monai_diffae.errors import ScanError
 from monai_diffae.label import tasks
 from monai_diffae.label.server import in_threads
@@ -36,6 +39,11 @@ def test_info_lists_everything_and_viewers_list_the_label_map(server_3d):
     assert (info["trainers"].keys(), info["scoring"].keys()) == ({"diffae"}, {"diffae_embed"})
     names = ("diffae_diversity", "diffae_outlier", "diffae_uncertain", "diffae_mixed", "random")
     assert set(names) <= set(info["strategies"])
+
+
+def test_the_root_says_where_to_go(server_3d):
+    places = server_3d.client.get("/").json().values()
+    assert [server_3d.client.get(place).status_code for place in places if place.startswith("/")] == [200] * 3
 
 
 def test_ohif_is_served_and_routes_and_pages_that_are_not_safe_are_left_out(server_3d):
@@ -88,6 +96,14 @@ def test_an_uploaded_file_is_read_and_other_and_damaged_files_are_refused(server
     assert refusal(server_3d.upload("diffae_encode", source, "../../a.exe")) == (400, "file")
     (tmp_path / "damaged.nii.gz").write_bytes(b"no scan")
     assert refusal(server_3d.upload("diffae_encode", tmp_path / "damaged.nii.gz")) == (422, "scan.nii.gz")
+
+
+@pytest.mark.parametrize("change", [lambda mask: mask[:, :-1], lambda mask: mask + np.float32(0.5)])
+def test_a_mask_of_another_shape_or_of_fractions_is_refused(server_3d, tmp_path, change):
+    mask = change(np.zeros_like(read_scan(server_3d.studies.source[SCAN]).array))
+    file = write_scan(tmp_path / "mask.nii.gz", mask, dtype=mask.dtype)
+    sent = {"label": ("mask.nii.gz", file.read_bytes())}
+    assert refusal(server_3d.client.put(f"/datastore/label?image={SCAN}&tag=final", files=sent)) == (400, "label")
 
 
 def test_a_session_as_3d_slicer_uses_it_and_it_is_no_path(server_3d, tmp_path):
