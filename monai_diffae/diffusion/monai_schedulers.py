@@ -5,6 +5,7 @@ import inspect
 import logging
 from copy import deepcopy
 from itertools import pairwise
+from typing import Any
 
 import torch
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler, PNDMScheduler, RFlowScheduler
@@ -47,7 +48,7 @@ class MonaiSchedule(DiffusionSchedule):
     where it adds no noise, there is a quarter of a level's noise, as log-SNR would be infinite.
     """
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Any) -> None:
         name, is_flow = type(scheduler).__name__, isinstance(scheduler, RFlowScheduler)
         if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler, PNDMScheduler, RFlowScheduler)):
             raise ConfigError(f"schedule is a {name}; use a DiffusionSchedule or MONAI's DDPM, DDIM, PNDM or RFlow")
@@ -55,14 +56,13 @@ class MonaiSchedule(DiffusionSchedule):
             raise ConfigError(f"{name}: variance_type is learned, which is not supported; use fixed_small")
         if getattr(scheduler, "use_timestep_transform", False):
             raise ConfigError(f"{name}: use_timestep_transform is not supported; use DiffusionSchedule(timestep_shift)")
-        clip_range: Range | None = None
-        if getattr(scheduler, "clip_sample", False):
-            clip_range = tuple(scheduler.clip_sample_values)  # type: ignore[arg-type, assignment]
-        is_normal = getattr(scheduler, "sample_method", None) == "logit-normal"
+        values = vars(scheduler)
+        clip_range: Range | None = tuple(values["clip_sample_values"]) if values.get("clip_sample") else None
+        is_normal = values.get("sample_method") == "logit-normal"
         super().__init__(
             scheduler.num_train_timesteps,
             RECTIFIED_FLOW if is_flow else "linear_beta",
-            _PREDICTIONS[scheduler.prediction_type],  # type: ignore[index]
+            _PREDICTIONS[scheduler.prediction_type],
             timestep_sampling="logit_normal" if is_normal else "uniform",
             clip_range=clip_range,
         )
@@ -93,7 +93,7 @@ class MonaiSchedule(DiffusionSchedule):
         Noise that a step adds is a function of the timestep, the same for each image.
         """
         own = self._at(steps)
-        own.clip_sample = clip  # type: ignore[assignment]
+        own.clip_sample = clip
         names = inspect.signature(own.step).parameters
 
         def step(x: Tensor, t: int, t_next: int) -> Tensor:
@@ -120,8 +120,8 @@ class MonaiSchedule(DiffusionSchedule):
                 "levels; use another solver", type(own).__name__, steps, max(distances), move,
             )  # fmt: skip
 
-    def _at(self, steps: int) -> Scheduler:
+    def _at(self, steps: int) -> Any:
         """A copy of MONAI's scheduler with its timesteps for a run; PNDM's remembers what it has seen."""
-        own = deepcopy(self._own[0])
+        own: Any = deepcopy(self._own[0])
         own.set_timesteps(steps)
         return own

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -54,10 +55,10 @@ class PaddedConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C_in, *S) -> (B, C_out, *S')."""
-        padding, kernel = self.padding, self.kernel_size
+        kernel, padding = self.kernel_size, cast("tuple[int, int, int]", self.padding)
         if torch.compiler.is_exporting() or all(n >= k for n, k in zip(input.shape[2:], kernel, strict=True)):
             return super().forward(input)
-        padded = F.pad(input, [n for n in reversed(padding) for _ in range(2)])  # type: ignore[arg-type]
+        padded = F.pad(input, [n for n in reversed(padding) for _ in range(2)])
         return F.conv3d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError
@@ -25,6 +27,7 @@ class CrossAttentionUNet(nn.Module):
         ConfigError: the network takes other inputs, or z_sem cannot be cut into tokens.
 
     Example:
+        >>> import torch
         >>> from monai.networks.nets import DiffusionModelUNet
         >>> network = DiffusionModelUNet(2, 1, 1, channels=(8, 16), attention_levels=(False, True), num_res_blocks=1,
         ...     norm_num_groups=8, num_head_channels=8, with_conditioning=True, cross_attention_dim=4)
@@ -33,7 +36,7 @@ class CrossAttentionUNet(nn.Module):
         (3, torch.Size([2, 1, 8, 8]))
     """
 
-    def __init__(self, network: nn.Module, z_channels: int | None = None) -> None:
+    def __init__(self, network: Any, z_channels: int | None = None) -> None:
         super().__init__()
         name = type(network).__name__
         token_size = _token_size(network)
@@ -45,15 +48,15 @@ class CrossAttentionUNet(nn.Module):
         if network.in_channels != network.out_channels:
             raise ConfigError(f"unet: {name} has other out_channels than in_channels; give both the same number")
         self.z_channels = token_size if z_channels is None else z_channels
-        self.num_tokens, rest = divmod(self.z_channels, token_size)
-        if rest:
+        self.num_tokens: int = self.z_channels // token_size
+        if self.z_channels % token_size:
             raise ConfigError(
                 f"z_channels is {self.z_channels}; it must be a multiple of cross_attention_dim, which is {token_size}"
             )
-        self.network = network
-        self.in_channels: int = network.in_channels  # type: ignore[assignment]
-        self.spatial_dims = network.conv_in.conv.weight.ndim - 2  # type: ignore[union-attr, operator]
-        self.size_divisors = (2 ** (len(network.block_out_channels) - 1),) * self.spatial_dims  # type: ignore[arg-type]
+        self.network: Any = network
+        self.in_channels: int = network.in_channels
+        self.spatial_dims: int = network.conv_in.conv.weight.ndim - 2
+        self.size_divisors = (2 ** (len(network.block_out_channels) - 1),) * self.spatial_dims
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """Predict from noisy images.
@@ -67,7 +70,8 @@ class CrossAttentionUNet(nn.Module):
             (B, C, *S), in the dtype of ``x`` (also under autocast).
         """
         tokens = context.reshape(context.shape[0], self.num_tokens, -1)
-        return self.network(x, timesteps, context=tokens).to(x.dtype)
+        output: Tensor = self.network(x, timesteps, context=tokens)
+        return output.to(x.dtype)
 
 
 def is_monai_unet(network: nn.Module) -> bool:
