@@ -40,7 +40,7 @@ _KINDS = {
     "fast": "a fast decoder", "anomaly": "a calibration", "wide": "wide features",
 }  # fmt: skip
 _DAMAGED = "is damaged or not complete; copy it again, or train again"
-_WORD = re.compile(r"[@\w.+*#:()-]{0,80}", re.ASCII)
+_WORD = re.compile(r"[@\w.+*#:()-]{0,100}", re.ASCII)
 _KEY = re.compile(r"[A-Za-z]\w{0,59}", re.ASCII)
 SECTIONS = ("data", "figures", "recipe", "versions")  # of a description: nothing of them is built
 _DEEPEST, _LARGEST, _MOST = 40, 2**53, 20_000

@@ -243,6 +243,10 @@ def _without_data(network: nn.Module, batch_shape: Sequence[int]) -> nn.Module:
         copies[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
     for buffer in network.buffers():
         copies[id(buffer)] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    for module in network.modules():  # MONAI's attention keeps its last matrix as an attribute
+        copies.update(
+            {id(v): torch.empty(v.shape, dtype=v.dtype) for v in vars(module).values() if isinstance(v, Tensor)}
+        )
     return copy.deepcopy(network, copies)
 
 

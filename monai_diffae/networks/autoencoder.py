@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError, one_line, quoted
 from monai_diffae.networks.blocks import check_images, pad_beforehand
 from monai_diffae.networks.denoising_unet import DenoisingUNet, UNetStage
 from monai_diffae.networks.encoder_adapter import EncoderAdapter
@@ -130,7 +130,9 @@ class DiffusionAutoencoder(nn.Module):
         """Clean images (B, encoder_in_channels, *S), normally in [-1, 1] -> z_sem (B, z_channels)."""
         if not torch.jit.is_scripting():
             check_images(x, self.spatial_dims, self.encoder_in_channels, self.size_divisors, "the image to encode")
-        z_sem = self.encoder(x)
+            z_sem = self._encoded(x)
+        else:
+            z_sem = self.encoder(x)
         if isinstance(z_sem, (tuple, list)):  # MONAI's ViT also returns its hidden states
             z_sem = z_sem[0]
         if not torch.jit.is_scripting():
@@ -158,6 +160,19 @@ class DiffusionAutoencoder(nn.Module):
         if timesteps is None:
             timesteps = torch.zeros(x.shape[0], device=x.device)
         return self.unet(x, timesteps, z_sem)
+
+    @torch.jit.unused
+    def _encoded(self, x: Tensor) -> Any:
+        try:
+            return self.encoder(x)
+        except RuntimeError as error:  # MONAI's networks do not tell which sizes they take
+            if isinstance(self.encoder, SemanticEncoder) or "memory" in str(error):
+                raise
+            size = " x ".join(map(str, x.shape[2:]))
+            raise ConfigError(
+                f"the encoder {type(self.encoder).__name__} cannot encode images of {size} ({one_line(error)}); use "
+                "larger images or another encoder"
+            ) from error
 
     @torch.jit.unused
     def _check_z_sem(self, z_sem: Tensor) -> None:
