@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
-_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize"}
+_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize", "embed", "generate", "export"}
 _STANDARD_IDS = _RUN_IDS | {
     "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
     "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
@@ -248,7 +248,7 @@ def check_rules(config: Mapping[str, Any]) -> None:
     """Check the plain values of the top-level keys by :data:`RULES`; a tuple counts as a list."""
     for key, (holds, text) in RULES.items():
         value = config.get(key)
-        if key not in config or is_formula(value) or (value is None and "network_def" not in config):
+        if key not in config or is_formula(value) or (value is None and not isinstance(config.get("network_def"), dict)):
             continue  # in the run of a command, null stands for the model's value
         if value == "???":
             raise ConfigError(f"{key}: is required; give it a value")

@@ -103,6 +103,8 @@ def check_run(file: str = TRAIN) -> None:
             raise ConfigError(f"in_channels: is {channels}, but there are {len(sequences)} sequences; omit it")
         parser.update(sequence_values(sequences, encoder_sequences))
     check_config_of_run(parser.get())
+    if workflow is not None and isinstance(parser.get().get(workflow.run_id), dict):  # the call of a command
+        check_required_values(model_config(parser.get(), (workflow.run_id,)))
 
 
 def _drop_repetition(items: Any, id: str) -> None:

@@ -41,9 +41,10 @@ def arguments(made, name):
 
 def workflow(made, name, values, kind="infer"):
     """With values under the function's names."""
-    root = values.get("bundle", made.root)
-    file, metadata = (f"{root}/configs/{each}.json" for each in (name, "metadata"))
-    opened = ConfigWorkflow(file, metadata, logging_file=False, workflow_type=kind)
+    root, config = values.get("bundle", made.root), "evaluate" if name == "evaluate" else "inference"
+    file, metadata = (f"{root}/configs/{each}.json" for each in (config, "metadata"))
+    run_id = "evaluating" if name == "reconstruct" else name
+    opened = ConfigWorkflow(file, metadata, logging_file=False, workflow_type=kind, run_id=run_id)
     opened.parser.update({"bundle_root": str(root), **{KEYS.get(key, key): value for key, value in values.items()}})
     opened.initialize()
     return opened
@@ -63,7 +64,7 @@ def test_a_run_makes_the_files_of_the_python_function(made, tmp_path, name):
 def test_inference_makes_the_files_of_reconstruct_whose_overrides_are_values_of_the_model(made, tmp_path, run_id):
     values = {**arguments(made, "reconstruct"), "overrides": {"percentiles": [5, 95]}}
     monai_diffae.reconstruct(**values, out=tmp_path / "command")
-    workflow(made, "inference", {**values, "out": str(tmp_path / "run")})._run_expr(run_id)
+    workflow(made, "reconstruct", {**values, "out": str(tmp_path / "run")})._run_expr(run_id)
     command = contents(tmp_path / "command")
     assert command.keys() >= {"reconstructions.csv", "record.json", "mosaic.png"}
     assert contents(tmp_path / "run") == command
@@ -72,10 +73,11 @@ def test_inference_makes_the_files_of_reconstruct_whose_overrides_are_values_of_
 
 
 def test_a_key_that_is_not_set_or_unknown_is_named(made, tmp_path):
-    values = arguments(made, "embed")
-    assert complaint(workflow, made, "embed", values) == "output_dir: is required; give it a value"
+    assert complaint(workflow, made, "embed", {"device": "cpu"}) == "dataset_dir: is required; give it a value"
+    values = {"device": "cpu", "cohort": str(made.cohort)}
+    assert complaint(workflow, made, "evaluate", values) == "output_dir: is required; give it a value"
     values = {**arguments(made, "reconstruct"), "out": str(tmp_path), "percentiles": [5, 95]}
-    assert "percentiles" in complaint(workflow, made, "inference", values)
+    assert "percentiles" in complaint(workflow, made, "reconstruct", values)
 
 
 @pytest.mark.parametrize(("mode", "grid"), [("x_T", "native"), ("z_sem", "model")])
@@ -83,7 +85,7 @@ def test_the_evaluator_of_inference_writes_the_images_of_reconstruct(made, tmp_p
     bundle = {"bundle": str(made.root), "cohort": str(made.cohort), "device": "cpu"}
     options = {**bundle, "mode": mode, "grid": grid, "batch_size": 5, "split": "train"}
     monai_diffae.reconstruct(**options, out=tmp_path / "command", seed=3)
-    opened = workflow(made, "inference", {**options, "out": str(tmp_path / "evaluator"), "noise_seed": 3})
+    opened = workflow(made, "reconstruct", {**options, "out": str(tmp_path / "evaluator"), "noise_seed": 3})
     assert opened.check_properties() == []
     opened.evaluator.run()
     images = contents(tmp_path / "command" / mode)

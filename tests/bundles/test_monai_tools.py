@@ -98,7 +98,7 @@ def test_a_read_only_bundle_opens_and_a_run_that_writes_to_it_is_one_line(bundle
         for kind in KINDS:
             assert_has(loaded(bundle, kind), weights(bundle))
         inference = partial(run, "evaluating", config_file=str(bundle / "configs" / "inference.json"), **values)
-        assert complaint(inference, limit=1).startswith("reconstructions: cannot be written (Permission denied)")
+        assert complaint(inference, limit=1).startswith("results: cannot be written (Permission denied)")
         training = partial(run, "training", config_file=str(bundle / "configs" / "train.json"), **values)
         assert "cannot be written (Permission denied)" in complaint(training, max_epochs=2)
 
