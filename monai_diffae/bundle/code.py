@@ -40,13 +40,13 @@ _AUGMENTATIONS = (
 )  # fmt: skip
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
-    *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
-    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PatchWords", "PlanarAdapter")),
-    "networks.PooledVoxels", "networks.SemanticEncoder",
+    *(f"networks.{name}" for name in (
+        "AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter", "FirstStage", "LatentMLP",
+        "PatchWords", "PlanarAdapter", "PooledVoxels", "SemanticEncoder", "preset",
+    )),
     *(f"transforms.{name}" for name in (
         "ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToRegiond", "ToSpacingd"
     )),
-    "networks.preset",
 )  # fmt: skip
 MODEL_TARGETS = frozenset(
     {
@@ -60,6 +60,7 @@ MODEL_TARGETS = frozenset(
 """What a model file may build: none of these writes a file, reads others than the scan, or calls what a text names."""
 
 _MORE_IN_TRAININGS = (
+    *("CacheDataset", "DataLoader", "StatsHandler", "ThreadDataLoader"),
     *(name for short in _AUGMENTATIONS for name in (short, f"monai.transforms.{short}")),
     *(f"torch.nn.{name}" for name in ("L1Loss", "MSELoss", "SmoothL1Loss")),
     *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "RAdam", "SGD")),

@@ -103,8 +103,6 @@ def check_run(file: str = TRAIN) -> None:
             raise ConfigError(f"in_channels: is {channels}, but there are {len(sequences)} sequences; omit it")
         parser.update(sequence_values(sequences, encoder_sequences))
     check_config_of_run(parser.get())
-    if workflow is not None and isinstance(parser.get().get(workflow.run_id), dict):  # the call of a command
-        check_required_values(model_config(parser.get(), (workflow.run_id,)))
 
 
 def _drop_repetition(items: Any, id: str) -> None:
@@ -171,7 +169,6 @@ def _use_own_tracking(parser: ConfigParser) -> None:
         if "mlflow" in parser and isinstance(handlers, list) and defaults[engine] in handlers:
             parser[section] = [handler for handler in handlers if handler != defaults[engine]]
             parser["mlflow"] = True
-            parser.get().pop("is_not_rank0", None)  # only MONAI's handlers refer to it
 
 
 # -- images that MONAI Label lists -------------------------------------------------------------------------------------

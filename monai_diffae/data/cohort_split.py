@@ -104,7 +104,7 @@ class SplitCohort:
         Raises:
             CohortError: the split is empty.
         """
-        items = [case.item() for case in self.split(name)]
+        items = [{**case.item(), "index": index} for index, case in enumerate(self.split(name))]
         if not items:
             raise CohortError(
                 f"no case is in the split '{name}': training needs at least two patients; "
@@ -150,8 +150,6 @@ def split_cohort(
         ConfigError: ``dataset_dir`` is ``???``, the value of a configuration in which it has to be replaced.
         CohortError: there are no usable cases, or one file is in two splits.
     """
-    if dataset_dir == "???":
-        raise ConfigError("dataset_dir: is required; give it a value")
     keys = [key for key in image_keys if key != "encoder_image" or not images.encoder_sequences]
     listed = read_cohort(dataset_dir, columns=columns, image_keys=keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
