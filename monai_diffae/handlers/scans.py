@@ -37,8 +37,8 @@ class BadScans:
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer or an evaluator."""
-        is_trainer = isinstance(engine, ResumableTrainer)
-        engine.add_event_handler(TrainingEvents.BEFORE_RUN if is_trainer else Events.STARTED, self)
+        event = TrainingEvents.BEFORE_RUN if isinstance(engine, ResumableTrainer) else Events.STARTED
+        engine.add_event_handler(event, self)
 
     def __call__(self) -> None:
         """Read every scan, and write the table. It is deleted if no scan failed."""

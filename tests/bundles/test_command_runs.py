@@ -43,7 +43,7 @@ def workflow(made, name, values, kind="infer"):
     """With values under the function's names."""
     root, config = values.get("bundle", made.root), "evaluate" if name == "evaluate" else "inference"
     file, metadata = (f"{root}/configs/{each}.json" for each in (config, "metadata"))
-    run_id = "evaluating" if name == "reconstruct" else name
+    run_id = name if name in ("embed", "generate") else "run"
     opened = ConfigWorkflow(file, metadata, logging_file=False, workflow_type=kind, run_id=run_id)
     opened.parser.update({"bundle_root": str(root), **{KEYS.get(key, key): value for key, value in values.items()}})
     opened.initialize()
@@ -73,9 +73,9 @@ def test_inference_makes_the_files_of_reconstruct_whose_overrides_are_values_of_
 
 
 def test_a_key_that_is_not_set_or_unknown_is_named(made, tmp_path):
-    assert complaint(workflow, made, "embed", {"device": "cpu"}) == "dataset_dir: is required; give it a value"
-    values = {"device": "cpu", "cohort": str(made.cohort)}
-    assert complaint(workflow, made, "evaluate", values) == "output_dir: is required; give it a value"
+    for name, values, key in (("embed", {}, "dataset_dir"), ("evaluate", {"cohort": str(made.cohort)}, "output_dir")):
+        run = workflow(made, name, {**values, "device": "cpu"}).run
+        assert complaint(run) == f"{key}: is required; give it a value"
     values = {**arguments(made, "reconstruct"), "out": str(tmp_path), "percentiles": [5, 95]}
     assert "percentiles" in complaint(workflow, made, "reconstruct", values)
 
