@@ -35,6 +35,7 @@ def trained(make_workflow, overrides, folder):
     return weights(folder)
 
 
+@pytest.mark.slow
 def test_a_cache_dataset_trains_the_same_weights_as_ours(make_workflow, tmp_path):
     plain = {"augmentation#transforms": [], "precision": "fp32"}
     own, cached = (trained(make_workflow, {**plain, **each}, tmp_path / str(len(each))) for each in ({}, CACHED))
@@ -42,15 +43,11 @@ def test_a_cache_dataset_trains_the_same_weights_as_ours(make_workflow, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [CACHED, {**CACHED, "train#dataset": PERSISTENT}], ids=["cache", "persistent"])
-def test_datasets_of_monai_are_augmented(make_workflow, tmp_path, overrides):
-    assert trained(make_workflow, overrides, tmp_path / "out")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["DataLoader", "ThreadDataLoader"])
-@pytest.mark.parametrize("datasets", [{}, CACHED], ids=["ours", "cached"])
-def test_loaders_of_monai_train(make_workflow, tmp_path, name, datasets):
+@pytest.mark.parametrize(
+    "datasets", [{}, CACHED, {**CACHED, "train#dataset": PERSISTENT}], ids=["ours", "cache", "kept"]
+)
+def test_datasets_and_loaders_of_monai_train(make_workflow, tmp_path, name, datasets):
     loader = {"_target_": name, "dataset": "@train#dataset", "batch_size": 4, "shuffle": True}
     assert trained(make_workflow, {**datasets, "train#dataloader": loader}, tmp_path / "out")
 
@@ -69,6 +66,7 @@ def test_handlers_of_monai_see_the_training(make_workflow, tmp_path):
     assert (tmp_path / "mlflow.db").is_file()
 
 
+@pytest.mark.slow
 def test_the_train_json_of_an_earlier_version_trains_the_same_weights(small_cohort, tmp_path):
     for name in ("now", "earlier"):
         folder = init_bundle(tmp_path / name)

@@ -27,7 +27,6 @@ TRAININGS = {
     "tests/bundle/test_fine_tuning.py": 1,
     "tests/bundles/test_federated.py": 3,
     "tests/bundles/test_latent_space.py": 1,
-    "tests/bundles/test_monai_parts.py": 4,
     "tests/bundles/test_monai_tools.py": 1,  # it is refused
     "tests/bundles/test_overlays.py": 2,
     "tests/bundles/test_resume.py": 21,  # half of them are refused or complete
