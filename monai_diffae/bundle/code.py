@@ -40,13 +40,13 @@ _AUGMENTATIONS = (
 )  # fmt: skip
 _OURS = (
     "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
-    *(f"networks.{name}" for name in ("AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter")),
-    *(f"networks.{name}" for name in ("FirstStage", "LatentMLP", "PatchWords", "PlanarAdapter")),
-    "networks.PooledVoxels", "networks.SemanticEncoder",
+    *(f"networks.{name}" for name in (
+        "AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter", "FirstStage", "LatentMLP",
+        "PatchWords", "PlanarAdapter", "PooledVoxels", "SemanticEncoder", "preset",
+    )),
     *(f"transforms.{name}" for name in (
         "ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToRegiond", "ToSpacingd"
     )),
-    "networks.preset",
 )  # fmt: skip
 AUTOENCODERS = {
     "AutoencoderKL": "monai.networks.nets.AutoencoderKL",
@@ -84,15 +84,18 @@ _SAFE_VALUES: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 _MORE_IN_TRAININGS = (
+    *("CacheDataset", "DataLoader", "StatsHandler", "ThreadDataLoader"),
     *(name for short in _AUGMENTATIONS for name in (short, f"monai.transforms.{short}")),
-    *(f"torch.nn.{name}" for name in ("L1Loss", "MSELoss", "SmoothL1Loss")),
-    *(f"torch.optim.{name}" for name in ("Adam", "AdamW", "RAdam", "SGD")),
-)
+    *(f"torch.{name}" for name in (
+        "nn.L1Loss", "nn.MSELoss", "nn.SmoothL1Loss", "optim.Adam", "optim.AdamW", "optim.RAdam", "optim.SGD",
+    )),
+)  # fmt: skip
 _SHIPPED = (
     "train.json", "train_latent.json", "distill.json", "multi_gpu_train.json", "multi_gpu_train_latent.json",
     "latent_paper.json", "federated.json",
 )  # fmt: skip
-_WRITTEN_BY_TRAINING = ("$@bundle_root + '/models/model.safetensors'",)
+# Expressions that no shipped configuration has: those of earlier versions, and one that a training writes.
+_ALLOWED = Path(__file__).with_name("allowed_expressions.json")
 # The user's own places that are only read, and the arguments that get them.
 _PLACES = {"dataset_dir", "embeddings", "first_stage_bundle", "patient_pattern"}
 _READERS = {*_PLACES, "bundle", "cohort"}
@@ -194,9 +197,9 @@ def with_defaults(component: Mapping[str, Any]) -> Mapping[str, Any]:
 def _shipped_code() -> tuple[frozenset[str], frozenset[str]]:
     """The targets and expressions of all shipped trainings and overlays, and the lists of this file."""
     files = [file for name in _SHIPPED for file in shipped("bundles").glob(f"*/{CONFIGS}/**/{name}")]
-    targets, expressions = {*MODEL_TARGETS, *_MORE_IN_TRAININGS}, set(_WRITTEN_BY_TRAINING)
+    targets, expressions = {*MODEL_TARGETS, *_MORE_IN_TRAININGS}, set(json.loads(_ALLOWED.read_text()))
     for file in [*files, *shipped("overlays").glob("*.json")]:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
         targets |= {part["_target_"] for _, part in components(config)}
         targets |= {value for key, value in config.items() if key.endswith("#_target_")}
         expressions |= {text.replace("#", "::") for text in strings(config) if text.startswith("$")}

@@ -26,7 +26,10 @@ _T = TypeVar("_T")
 
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
-_RUN_IDS = {"_meta_", "imports", "bundle_root", "initialize", "run", "finalize", "trust"}
+_RUN_IDS = {
+    "_meta_", "imports", "bundle_root", "initialize", "run", "finalize", "embed", "generate", "export", "is_not_rank0",
+    "trust",
+}  # fmt: skip
 _STANDARD_IDS = _RUN_IDS | {
     "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
     "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
@@ -217,8 +220,7 @@ RULES: dict[str, _Rule] = {
     **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank", "calibration_cases"), _whole(0)),
     "workers": _or_null(_whole(0)),
     **dict.fromkeys(("early_stop_patience", "limit"), _or_null(_whole(1))),
-    "max_minutes": _or_null(_number(1e-3, text="a number above 0")),
-    "max_grad_norm": _or_null(_number(1e-12, text="a number above 0")),
+    **dict.fromkeys(("max_minutes", "max_grad_norm"), _or_null(_number(1e-12, text="a number above 0"))),
     **dict.fromkeys(
         ("learning_rate", "weight_decay", "gradient_weight", "lpips_weight", "mixed",
          "checkpoint_minutes", "cache_gib", "region_margin_mm"),
@@ -226,11 +228,9 @@ RULES: dict[str, _Rule] = {
     ),
     **dict.fromkeys(("ema_decay", "val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
     "spatial_dims": _one_of(2, 3),
-    **dict.fromkeys(("sequences", "encoder_sequences"), _list(lambda value: isinstance(value, str), "sequences")),
-    "other_grids": _one_of(*get_args(OtherGrids)),
-    "region": _one_of(*get_args(Region)),
-    "image_keys": _list(lambda value: isinstance(value, str), "names"),
-    "probe_targets": _list(lambda value: isinstance(value, str), "labels"),
+    **{key: _list(lambda value: isinstance(value, str), words) for key, words in {
+        "sequences": "sequences", "encoder_sequences": "sequences", "image_keys": "names", "probe_targets": "labels",
+    }.items()},
     "image_size": _Rule(
         lambda value: isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
         and 4 * math.prod(value) <= 2**31,  # as of a scan
@@ -239,10 +239,10 @@ RULES: dict[str, _Rule] = {
     "spacing_mm": _list(
         lambda value: _is_number(value) and value > 0, "numbers above 0 in mm, one per axis, such as [1.5, 1.5, 3]"
     ),
-    "on_bad_scan": _one_of(*get_args(OnBadScan)),
-    "colour": _one_of(*get_args(Colour)),
-    "uneven": _one_of(*get_args(Uneven)),
-    "doubtful": _one_of(*get_args(Doubtful)),
+    **{key: _one_of(*get_args(choices)) for key, choices in {
+        "other_grids": OtherGrids, "region": Region, "on_bad_scan": OnBadScan, "uneven": Uneven, "doubtful": Doubtful,
+    }.items()},
+    "colour": _or_null(_one_of(*get_args(Colour))),
     "nonfinite": _Rule(lambda value: value == "error" or _is_number(value), "'error' or a number"),
     "percentiles": _pair(100),
     "slice_range": _pair(1),

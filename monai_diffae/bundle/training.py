@@ -167,7 +167,6 @@ def _use_own_tracking(parser: ConfigParser) -> None:
         if "mlflow" in parser and isinstance(handlers, list) and defaults[engine] in handlers:
             parser[section] = [handler for handler in handlers if handler != defaults[engine]]
             parser["mlflow"] = True
-            parser.get().pop("is_not_rank0", None)  # only MONAI's handlers refer to it
 
 
 # -- images that MONAI Label lists -------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class SplitCohort:
         Raises:
             CohortError: the split is empty.
         """
-        items = [case.item() for case in self.split(name)]
+        items = [{**case.item(), "index": index} for index, case in enumerate(self.split(name))]
         if self.cases and not items:
             raise CohortError(
                 f"no case is in the split '{name}': training needs at least two patients; "

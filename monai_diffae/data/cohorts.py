@@ -37,7 +37,9 @@ _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # 
 
 
 def check_cohort_exists(path: PathLike) -> None:
-    """Check that there is a cohort at a path, before long work that needs it."""
+    """Check that there is a cohort at a path, before long work that needs it; ``???`` stands for one to be given."""
+    if str(path) == "???":
+        raise ConfigError("dataset_dir: is required; give it a value")
     folder, _ = dicom.split_series(path)
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
         raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
+from monai.data import Dataset as MonaiDataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -99,6 +100,7 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         self.num_images, self.seed, self.rank, self.world_size = num_images, seed, rank, world_size
         self.batch_size = max(1, min(batch_size, num_images // world_size))
         self.start = 0
+        self.with_epoch = True  # False: items are indices alone, for MONAI's datasets
 
     def __len__(self) -> int:
         return max(1, self.num_images // (self.batch_size * self.world_size))
@@ -111,7 +113,8 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
                 generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
                 ordered_epoch, order = epoch, torch.randperm(self.num_images, generator=generator).tolist()
             first = (batch * self.world_size + self.rank) * self.batch_size
-            yield [(epoch, order[i % self.num_images]) for i in range(first, first + self.batch_size)]
+            indices = [order[i % self.num_images] for i in range(first, first + self.batch_size)]
+            yield [(epoch, index) for index in indices] if self.with_epoch else indices
 
     def draws(self, step: int) -> StepDraws:
         """The random numbers for this process's images in a step; steps count from 0."""
@@ -133,6 +136,7 @@ def training_loader(
     Workers persist over epochs. They hold arrays and tensors of the CPU, and never touch a GPU.
     """
     sampler = StepBatchSampler(len(dataset), batch_size, seed, rank, world_size)  # type: ignore[arg-type]
+    sampler.with_epoch = not isinstance(dataset, MonaiDataset)
     return DataLoader(
         dataset,
         batch_sampler=sampler,

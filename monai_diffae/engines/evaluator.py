@@ -1,5 +1,6 @@
 """Validation with fixed noise and noise levels, so that runs can be compared; with each image's z_sem and another's."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,16 @@ from monai_diffae.diffusion import as_schedule
 from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 
 
-class DiffusionEvaluator(SupervisedEvaluator):
+class LossEvaluator(SupervisedEvaluator):
+    """The base of our evaluators: autocast on any device, and losses, of which the lowest is the best."""
+
+    def __init__(self, *, precision: Precision = "auto", **kwargs: Any) -> None:
+        super().__init__(**{"decollate": False, "metric_cmp_fn": operator.lt, **kwargs})
+        settings = DeviceSettings.of(self.state.device, precision)
+        self.dtype, self.non_blocking = settings.dtype, settings.non_blocking
+
+
+class DiffusionEvaluator(LossEvaluator):
     """Evaluates the denoising loss of a diffusion autoencoder, with a :class:`~monai_diffae.engines.FixedPrepareBatch`.
 
     Its output per batch: ``loss`` (B,), the squared error with each image's own z_sem, and ``loss_other`` (B,), the
@@ -23,12 +33,9 @@ class DiffusionEvaluator(SupervisedEvaluator):
     ``monai.engines.SupervisedEvaluator``.
     """
 
-    def __init__(self, *, schedule: Scheduler, precision: Precision = "auto", **kwargs: Any) -> None:
-        kwargs.setdefault("decollate", False)
+    def __init__(self, *, schedule: Scheduler, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.schedule = as_schedule(schedule).to(self.state.device)
-        settings = DeviceSettings.of(self.state.device, precision)
-        self.dtype, self.non_blocking = settings.dtype, settings.non_blocking
         self._previous_z_sem: Tensor | None = None
         self.add_event_handler(Events.STARTED, self._forget_previous)
 

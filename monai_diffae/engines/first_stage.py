@@ -9,7 +9,8 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor
 
 from monai_diffae.engines.batches import StepDraws
-from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
+from monai_diffae.engines.evaluator import LossEvaluator
+from monai_diffae.engines.precision import autocast
 from monai_diffae.engines.trainer import ResumableTrainer
 
 
@@ -42,18 +43,12 @@ class FirstStageTrainer(ResumableTrainer):
         return error + self.kl_weight * kl_divergence(mean, sigma)
 
 
-class FirstStageEvaluator(SupervisedEvaluator):
+class FirstStageEvaluator(LossEvaluator):
     """Evaluates a first stage on whole images, encoded to the mean of their latents and decoded.
 
     Its output per batch: ``loss`` (B,), the mean absolute error, and ``kl`` (B,), :func:`kl_divergence`. ``inferer`` is
     a :class:`~monai_diffae.inferers.FirstStageInferer`.
     """
-
-    def __init__(self, *, precision: Precision = "auto", **kwargs: Any) -> None:
-        kwargs.setdefault("decollate", False)
-        super().__init__(**kwargs)
-        settings = DeviceSettings.of(self.state.device, precision)
-        self.dtype, self.non_blocking = settings.dtype, settings.non_blocking
 
     @torch.no_grad()
     def _iteration(self, engine: SupervisedEvaluator, batchdata: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -88,15 +88,8 @@ class FixedPrepareBatch(AutoencoderPrepareBatch):
     one of as many equal parts, in a random order.
     """
 
-    def __init__(
-        self,
-        schedule: Scheduler,
-        num_images: int,
-        image_key: str = "image",
-        encoder_key: str | None = None,
-        first_stage: FirstStage | None = None,
-    ) -> None:
-        super().__init__(schedule, image_key, encoder_key, first_stage)
+    def __init__(self, schedule: Scheduler, num_images: int, **kwargs: Any) -> None:
+        super().__init__(schedule, **kwargs)
         order = torch.randperm(num_images, generator=torch.Generator().manual_seed(_SEED))
         self.timesteps = self.schedule.stratified_timesteps(num_images)[order]
         self._indices: list[int] = []

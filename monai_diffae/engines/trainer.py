@@ -77,9 +77,7 @@ class ResumableTrainer(SupervisedTrainer):
             raise ConfigError("amp: cannot be used; set precision")
         if getattr(kwargs.get("loss_function"), "reduction", "none") != "none":
             raise ConfigError("loss_function: must not reduce; set its reduction to none")
-        kwargs.setdefault("decollate", False)
-        kwargs.setdefault("optim_set_to_none", True)
-        super().__init__(**kwargs, event_names=[TrainingEvents])
+        super().__init__(**{"decollate": False, "optim_set_to_none": True, "event_names": [TrainingEvents], **kwargs})
         self.settings = DeviceSettings.of(self.state.device, precision)
         self.dtype = self.settings.dtype
         self.non_blocking = self.settings.non_blocking

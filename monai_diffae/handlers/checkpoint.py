@@ -144,8 +144,8 @@ class CheckpointKeeper:
         # The checkpoint comes first: a training that is killed before the model is written writes it when it resumes.
         write_atomic(self.checkpoint, partial(save_tensors, checkpoint))
         self._write_model()
-        if first and not self.prefix:
-            for name in (ANOMALY, PROVENANCE):  # of an earlier model
+        if not self.prefix:
+            for name in (ANOMALY, PROVENANCE) if first else ():  # of an earlier model
                 (self.directory / name).unlink(missing_ok=True)
             write_model_card(self.directory.parent, self._description())
         self._has_saved = True

@@ -187,8 +187,7 @@ class TrainingCurves:
         """Register with a trainer, and with the evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(TrainingEvents.STATISTICS, self._add_training)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write_table)
-        engine.add_event_handler(TrainingEvents.SAVING, self._write_table)
+        engine.add_event_handler(Events.EPOCH_COMPLETED | TrainingEvents.SAVING, self._write_table)
         self.evaluator.add_event_handler(Events.COMPLETED, self._add_validation)
         engine.add_event_handler(Events.EXCEPTION_RAISED, lambda _: self.write())
         engine.add_event_handler(Events.COMPLETED, self._write_vectors)  # takes as long as the PNG, so only at the end

@@ -37,20 +37,21 @@ class BadScans:
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer or an evaluator."""
-        is_trainer = isinstance(engine, ResumableTrainer)
-        engine.add_event_handler(TrainingEvents.BEFORE_RUN if is_trainer else Events.STARTED, self)
+        event = TrainingEvents.BEFORE_RUN if isinstance(engine, ResumableTrainer) else Events.STARTED
+        engine.add_event_handler(event, self)
 
     def __call__(self) -> None:
         """Read every scan, and write the table. It is deleted if no scan failed."""
         path = Path(self.directory) / "failures.csv"
-        for dataset in self.datasets:
+        cached = [dataset for dataset in self.datasets if isinstance(dataset, CachedCases)]  # not those of MONAI
+        for dataset in cached:
             dataset.failures_name = path.name
-        failures = [*self.failures] + [f for dataset in self.datasets for f in dataset.prepare().failures]
+        failures = [*self.failures] + [f for dataset in cached for f in dataset.prepare().failures]
         if not self.enabled:
             return
         write_failures(path, failures)
         if failures:
-            read = {item.get("id") for dataset in self.datasets for item in dataset.data}
+            read = {item.get("id") for dataset in cached for item in dataset.data}
             by_label = count_by_label([f.case_id for f in failures], [case for case in self.cases if case.id in read])
             logger.warning(
                 "%s cannot be used%s; %s lists them with the reasons",
@@ -58,7 +59,7 @@ class BadScans:
                 by_label,
                 path.name,
             )
-        contents = dict(content for dataset in self.datasets for content in dataset.contents)
+        contents = dict(content for dataset in cached for content in dataset.contents)
         groups = find_identical(self.cases, [contents.get(case.id, "") for case in self.cases])
         for line in report_twins(self.cases, groups).problems():
             logger.warning("%s", line)
@@ -98,8 +99,7 @@ class LatentRemover:
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer, also for a training that was complete already: its scans were read nevertheless."""
-        engine.add_event_handler(TrainingEvents.ALREADY_COMPLETE, self)
-        engine.add_event_handler(Events.COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED | TrainingEvents.ALREADY_COMPLETE, self)
 
     def __call__(self) -> None:
         """Delete them."""

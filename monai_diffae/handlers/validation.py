@@ -183,7 +183,7 @@ class ZSemProbes:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator, before the handlers that write its metrics."""
-        if self.interval:
+        if self.interval and isinstance(self.train, CachedCases) and isinstance(self.val, CachedCases):
             engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(Events.COMPLETED, self)
 

@@ -93,7 +93,7 @@ def test_the_doors_are_known_to_type_checkers():
 def test_the_shipped_files_are_current(bundle, tmp_path):
     copy = shutil.copytree(bundle, tmp_path / bundle.name)
     files = update_command_configs(copy)
-    expected = {command.config for command in COMMANDS if command.config} if bundle in BUNDLES else {"export.json"}
+    expected = {command.config for command in COMMANDS if command.config} if bundle in BUNDLES else {"inference.json"}
     assert {file.name for file in files} == expected
     for file in files:
         shipped = (bundle / file.relative_to(copy)).read_text(encoding="utf-8")

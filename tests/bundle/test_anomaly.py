@@ -31,7 +31,7 @@ def calibrate(bundle, tiny_bundle, make_workflow):
 
     def call(**values):
         folders = {"bundle_root": str(bundle), "output_dir": str(bundle), "dataset_dir": str(tiny_bundle.cohort)}
-        make_workflow({**folders, **values}).parser.get_parsed_content("training#3")
+        make_workflow({**folders, **values}).parser.get_parsed_content("training#2")
 
     return call
 

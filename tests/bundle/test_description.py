@@ -30,7 +30,9 @@ def run(folder, overlays=(), **values):
 
 def write(folder, overlays=(), **values):
     """Whether the values of a training were written."""
-    return write_values(run(folder, overlays, **values).get_parsed_content("run_config"), folder)
+    return write_values(
+        run(folder, overlays, **values).get_parsed_content("train#checkpoint#description#run_config"), folder
+    )
 
 
 def read(folder):
@@ -84,7 +86,9 @@ def test_formulas_stay_and_a_second_run_adds_the_entries_of_an_overlay_only_once
     for again in (overlays, overlays[-1:], ()):
         parser = run(folder, again)
         assert all(parser.get(key) == expected.get(key) for key in ("augmentation", "train", "initialize"))
-        assert parser.get_parsed_content("model_description") == expected.get_parsed_content("model_description")
+        assert parser.get_parsed_content("train#checkpoint#description#model") == expected.get_parsed_content(
+            "train#checkpoint#description#model"
+        )
         assert not write(folder, again)
     assert read(folder) == written
 
@@ -116,7 +120,7 @@ def test_a_recipe_with_a_models_values_describes_the_model_again(source, tmp_pat
     model = source / "models" / "model.safetensors"
     folder = init_bundle(tmp_path / "new", model)
     parser, expected = run(folder), read_description(model)
-    described = parser.get_parsed_content("model_description")
+    described = parser.get_parsed_content("train#checkpoint#description#model")
     for description in (expected, described):
         assert all(parser[id] == value for id, value in description.pop("recipe").items())
         for key in ("kind", "data", "figures", "versions", "first_stage_sha256"):
@@ -128,7 +132,9 @@ def test_a_recipe_with_a_models_values_describes_the_model_again(source, tmp_pat
 
 
 def test_a_description_has_no_name_of_a_column_patient_or_folder_and_no_formula(folder, tmp_path):
-    described = run(folder, ["encoder_view"], **TINY, **PRIVATE).get_parsed_content("model_description")
+    described = run(folder, ["encoder_view"], **TINY, **PRIVATE).get_parsed_content(
+        "train#checkpoint#description#model"
+    )
     text = json.dumps(described)
     names = ("Doe", "doe", str(tmp_path), "$", "columns", "patient_pattern", "dataset")
     assert [name for name in names if name in text] == []
@@ -141,25 +147,25 @@ def test_a_description_has_no_name_of_a_column_patient_or_folder_and_no_formula(
 
 def test_what_a_formula_used_by_way_of_a_reference_is_frozen_too(folder):
     write(folder, size=[64, 64], image_size="@size")
-    assert {"image_size", "size"} <= set(run(folder).get_parsed_content("model_description")["frozen"])
+    assert {"image_size", "size"} <= set(run(folder).get_parsed_content("train#checkpoint#description#model")["frozen"])
 
 
 def test_a_formula_that_gives_no_plain_value_is_named(folder):
     with trusting():
         parser = run(folder, **{"inferer#spacing": "$torch.nn.Identity()"})
     message = "inferer#spacing: the formula '$torch.nn.Identity()' gives no plain value, so a model file cannot hold it"
-    assert message in complaint(parser.get_parsed_content, "model_description")
+    assert message in complaint(parser.get_parsed_content, "train#checkpoint#description#model")
 
 
 def test_notes_of_monai_are_left_out_and_other_free_text_is_refused_before_the_training(folder):
     flip = {"_target_": "RandFlipd", "_desc_": "left and right", "keys": "image", "prob": 0.5}
     noted = {"augmentation": flip, "preprocessing#_desc_": "as it was read"}
-    described = run(folder, **noted).get_parsed_content("model_description")
+    described = run(folder, **noted).get_parsed_content("train#checkpoint#description#model")
     assert described["recipe"]["augmentation"] == {key: flip[key] for key in flip if key != "_desc_"}
     assert "_desc_" not in json.dumps(described)
     parser = run(folder, augmentation={**flip, "keys": ["image", "encoder image"], "allow_missing_keys": True})
     message = "recipe#augmentation#keys#1: is 'encoder image', which a model file cannot hold; write a number"
-    assert message in complaint(parser.get_parsed_content, "model_description")
+    assert message in complaint(parser.get_parsed_content, "train#checkpoint#description#model")
 
 
 FEW = {"base_channels": 8, "num_res_blocks": 1, "z_channels": 4, "network_def#unet#time_embed_channels": 8}
@@ -175,7 +181,7 @@ FEW = {"base_channels": 8, "num_res_blocks": 1, "z_channels": 4, "network_def#un
 )  # fmt: skip
 def test_the_metadata_of_a_trained_model_are_true(tmp_path, overlays, values, shape):
     folder = init_bundle(tmp_path / "new", "diffae_2d")
-    description = run(folder, overlays, **values).get_parsed_content("model_description")
+    description = run(folder, overlays, **values).get_parsed_content("train#checkpoint#description#model")
     write_model(
         folder / "models" / "model.safetensors", "autoencoder", untrained_network(description).state_dict(), description
     )

@@ -46,13 +46,13 @@ def _plain(value):
 
 def update_command_configs(bundle):
     """Update the configurations of all commands in a bundle's ``configs``; returns their files."""
-    files = []
-    for command in COMMANDS:
+    files = set()
+    for command in sorted(COMMANDS, key=lambda command: command.function == "reconstruct"):  # its arguments come first
         file = bundle / "configs" / (command.config or "none")
         config = json.loads(file.read_text()) if file.is_file() else {}
         if command.function in config:  # a first stage has an inference.json of its own
             file.write_text(as_json(update_config(config, command)))
-            files.append(file)
+            files.add(file)
     return files
 
 

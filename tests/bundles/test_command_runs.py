@@ -41,9 +41,10 @@ def arguments(made, name):
 
 def workflow(made, name, values, kind="infer"):
     """With values under the function's names."""
-    root = values.get("bundle", made.root)
-    file, metadata = (f"{root}/configs/{each}.json" for each in (name, "metadata"))
-    opened = ConfigWorkflow(file, metadata, logging_file=False, workflow_type=kind)
+    root, config = values.get("bundle", made.root), "evaluate" if name == "evaluate" else "inference"
+    file, metadata = (f"{root}/configs/{each}.json" for each in (config, "metadata"))
+    run_id = name if name in ("embed", "generate") else "run"
+    opened = ConfigWorkflow(file, metadata, logging_file=False, workflow_type=kind, run_id=run_id)
     opened.parser.update({"bundle_root": str(root), **{KEYS.get(key, key): value for key, value in values.items()}})
     opened.initialize()
     return opened
@@ -62,7 +63,7 @@ def test_a_run_makes_the_files_of_the_python_function(made, tmp_path, name):
 def test_inference_can_run_reconstruct_whose_overrides_are_values_of_the_model(made, tmp_path):
     values = {**arguments(made, "reconstruct"), "overrides": {"percentiles": [5, 95]}}
     monai_diffae.reconstruct(**values, out=tmp_path / "command")
-    workflow(made, "inference", {**values, "out": str(tmp_path / "run")})._run_expr("reconstruct")
+    workflow(made, "reconstruct", {**values, "out": str(tmp_path / "run")})._run_expr("reconstruct")
     command = contents(tmp_path / "command")
     assert command.keys() >= {"reconstructions.csv", "record.json", "mosaic.png"}
     assert contents(tmp_path / "run") == command
@@ -71,10 +72,11 @@ def test_inference_can_run_reconstruct_whose_overrides_are_values_of_the_model(m
 
 
 def test_a_key_that_is_not_set_or_unknown_is_named(made, tmp_path):
-    values = arguments(made, "embed")
-    assert complaint(workflow, made, "embed", values) == "output_dir: is required; give it a value"
+    for name, values, key in (("embed", {}, "dataset_dir"), ("evaluate", {"cohort": str(made.cohort)}, "output_dir")):
+        run = workflow(made, name, {**values, "device": "cpu"}).run
+        assert complaint(run) == f"{key}: is required; give it a value"
     values = {**arguments(made, "reconstruct"), "out": str(tmp_path), "percentiles": [5, 95]}
-    assert "percentiles" in complaint(workflow, made, "inference", values)
+    assert "percentiles" in complaint(workflow, made, "reconstruct", values)
 
 
 @pytest.mark.parametrize(("mode", "grid"), [("x_T", "native"), ("z_sem", "model")])
@@ -82,7 +84,7 @@ def test_evaluating_writes_the_images_of_reconstruct(made, tmp_path, mode, grid)
     bundle = {"bundle": str(made.root), "cohort": str(made.cohort), "device": "cpu"}
     options = {**bundle, "mode": mode, "grid": grid, "batch_size": 5, "split": "train", "steps": 2}
     monai_diffae.reconstruct(**options, out=tmp_path / "command", seed=3)
-    opened = workflow(made, "inference", {**options, "out": str(tmp_path / "evaluator"), "noise_seed": 3})
+    opened = workflow(made, "reconstruct", {**options, "out": str(tmp_path / "evaluator"), "noise_seed": 3})
     assert opened.check_properties() == []
     opened.run()
     images = contents(tmp_path / "command" / mode)

@@ -77,7 +77,7 @@ def test_the_size_of_z_sem_is_told_by_the_encoder_an_argument_or_the_unet():
 
 
 def test_images_that_are_too_small_for_an_encoder_of_monai_are_refused_in_one_line():
-    network = DiffusionAutoencoder(DenseNet(3, 1, Z), monai_unet(3))
+    network = DiffusionAutoencoder(DenseNet(3, 1, Z), monai_unet(3)).eval()
     with pytest.raises(ConfigError, match=r"the encoder DenseNet cannot encode images of 8 x 8 x 8 \("):
         network.encode(torch.zeros(1, 1, 8, 8, 8))
 
