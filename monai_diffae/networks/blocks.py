@@ -55,9 +55,16 @@ class PaddedConv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C_in, *S) -> (B, C_out, *S')."""
-        kernel, padding = self.kernel_size, cast("tuple[int, int, int]", self.padding)
-        if torch.compiler.is_exporting() or all(n >= k for n, k in zip(input.shape[2:], kernel, strict=True)):
-            return super().forward(input)
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if not torch.compiler.is_exporting():
+                return self._padded_if_small(input)
+        return self._conv_forward(input, self.weight, self.bias)
+
+    @torch.jit.unused
+    def _padded_if_small(self, input: Tensor) -> Tensor:
+        if all(size >= kernel for size, kernel in zip(input.shape[2:], self.kernel_size, strict=True)):
+            return self._conv_forward(input, self.weight, self.bias)
+        padding = cast("tuple[int, int, int]", self.padding)
         padded = F.pad(input, [n for n in reversed(padding) for _ in range(2)])
         return F.conv3d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
@@ -65,7 +72,8 @@ class PaddedConv3d(nn.Conv3d):
 def pad_beforehand(network: nn.Module) -> None:
     """Make the 3D convolutions of another package's network :class:`PaddedConv3d`; weights and outputs stay."""
     for module in network.modules():
-        if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        is_numeric = type(module) is nn.Conv3d and not isinstance(module.padding, str)
+        if is_numeric and module.padding_mode == "zeros" and any(module.padding):
             module.__class__ = PaddedConv3d
 
 
