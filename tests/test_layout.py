@@ -27,10 +27,10 @@ BUDGETS = {
     "apps/study": (1_070, 7),
     "apps/synthesis": (2_750, 15),
     "apps/training": (2_390, 14),
-    "bundle": (2_880, 12),
+    "bundle": (3_100, 12),
     "cli": (270, 3),
     "data": (7_750, 33),
-    "diffusion": (1_300, 8),
+    "diffusion": (1_450, 8),
     "engines": (1_420, 12),
     "explorer": (960, 7),
     "handlers": (1_630, 10),
@@ -38,7 +38,7 @@ BUDGETS = {
     "label": (1_930, 11),
     "latents": (4_120, 17),
     "metrics": (690, 7),
-    "networks": (2_250, 13),
+    "networks": (2_420, 13),
     "official": (620, 5),
     "pictures": (830, 5),
     "serving": (160, 4),
@@ -50,7 +50,7 @@ MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
 TEST_LINES = 30_600
-TEST_FUNCTIONS = 1_340
+TEST_FUNCTIONS = 1_400
 TRAININGS = 48
 
 

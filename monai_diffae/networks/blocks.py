@@ -72,8 +72,9 @@ class PaddedConv3d(nn.Conv3d):
 def pad_beforehand(network: nn.Module) -> None:
     """Make the 3D convolutions of another package's network :class:`PaddedConv3d`; weights and outputs stay."""
     for module in network.modules():
-        is_numeric = type(module) is nn.Conv3d and not isinstance(module.padding, str)
-        if is_numeric and module.padding_mode == "zeros" and any(module.padding):
+        if type(module) is not nn.Conv3d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+            continue
+        if any(module.padding):
             module.__class__ = PaddedConv3d
 
 
