@@ -3,6 +3,7 @@
 import functools
 import inspect
 import logging
+import zlib
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 
-@functools.lru_cache(maxsize=8)  # trainer, inferer and others share it, and with it the device
 def as_schedule(scheduler: Scheduler) -> DiffusionSchedule:
     """A schedule with the noise levels, prediction and clipping of one of MONAI's schedulers; ours as it is.
 
@@ -38,7 +38,17 @@ def as_schedule(scheduler: Scheduler) -> DiffusionSchedule:
         >>> schedule.prediction, schedule.clip_range
         ('v', (-1.0, 1.0))
     """
-    return scheduler if isinstance(scheduler, DiffusionSchedule) else MonaiSchedule(scheduler)
+    if isinstance(scheduler, DiffusionSchedule):
+        return scheduler
+    if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler, PNDMScheduler, RFlowScheduler)):
+        kind = type(scheduler).__name__
+        raise ConfigError(f"schedule is a {kind}; use a DiffusionSchedule or MONAI's DDPM, DDIM, PNDM or RFlow")
+    return _converted(scheduler)
+
+
+@functools.lru_cache(maxsize=8)  # trainer, inferer and others share it, and with it the device
+def _converted(scheduler: Scheduler) -> DiffusionSchedule:
+    return MonaiSchedule(scheduler)
 
 
 class MonaiSchedule(DiffusionSchedule):
@@ -50,13 +60,15 @@ class MonaiSchedule(DiffusionSchedule):
 
     def __init__(self, scheduler: Any) -> None:
         name, is_flow = type(scheduler).__name__, isinstance(scheduler, RFlowScheduler)
-        if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler, PNDMScheduler, RFlowScheduler)):
-            raise ConfigError(f"schedule is a {name}; use a DiffusionSchedule or MONAI's DDPM, DDIM, PNDM or RFlow")
         if str(getattr(scheduler, "variance_type", "")).startswith("learned"):
             raise ConfigError(f"{name}: variance_type is learned, which is not supported; use fixed_small")
         if getattr(scheduler, "use_timestep_transform", False):
             raise ConfigError(f"{name}: use_timestep_transform is not supported; use DiffusionSchedule(timestep_shift)")
         values = vars(scheduler)
+        if "distribution" in values:
+            normal = values["distribution"].base_dist
+            if (float(normal.loc), float(normal.scale)) != (0, 1):
+                raise ConfigError(f"{name}: loc and scale are not supported; use 0 and 1")
         clip_range: Range | None = tuple(values["clip_sample_values"]) if values.get("clip_sample") else None
         is_normal = values.get("sample_method") == "logit-normal"
         super().__init__(
@@ -90,11 +102,14 @@ class MonaiSchedule(DiffusionSchedule):
     def own_steps(self, denoise: Denoiser, x: Tensor, steps: int, clip: bool, callback: StepCallback | None) -> Tensor:
         """Move x (B, C, *S) from noise to x0 by MONAI's own ``step``, at the timesteps of its ``set_timesteps``.
 
-        Noise that a step adds is a function of the timestep, the same for each image.
+        Noise that a step adds is a function of the image's x_T.
         """
         own = self._at(steps)
         own.clip_sample = clip
         names = inspect.signature(own.step).parameters
+        x = x.float()
+        seeds = [zlib.crc32(image.cpu().numpy().tobytes()) for image in x]
+        generators = [torch.Generator(x.device).manual_seed(seed) for seed in seeds]
 
         def step(x: Tensor, t: int, t_next: int) -> Tensor:
             output = denoise(x, torch.full((len(x),), t, device=x.device)).to(x.dtype)
@@ -102,9 +117,8 @@ class MonaiSchedule(DiffusionSchedule):
                 return own.step(output, t, x, t_next)[0]
             if "generator" not in names:  # PNDM, which keeps earlier outputs
                 return own.step(output, t, x)[0]
-            each = zip(output.split(1), x.split(1), strict=True)
-            noise = [torch.Generator(x.device).manual_seed(t) for _ in x]
-            return torch.cat([own.step(o, t, i, generator=g)[0] for (o, i), g in zip(each, noise, strict=True)])
+            each = zip(output.split(1), x.split(1), generators, strict=True)
+            return torch.cat([own.step(out, t, image, generator=generator)[0] for out, image, generator in each])
 
         return integrate(x, [*own.timesteps.tolist(), 0], step, callback)
 

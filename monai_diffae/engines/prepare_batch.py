@@ -38,8 +38,8 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
         encoder_key: str | None = None,
         first_stage: FirstStage | None = None,
     ) -> None:
-        super().__init__(num_train_timesteps=schedule.num_train_timesteps)
         self.schedule, self.first_stage = as_schedule(schedule), first_stage
+        super().__init__(num_train_timesteps=self.schedule.num_train_timesteps)
         self.image_key, self.encoder_key = image_key, encoder_key or image_key
         self._draws: StepDraws | None = None
 

@@ -91,6 +91,8 @@ class DiffusionAutoencoder(nn.Module):
         self.z_channels: int = _required(unet, "z_channels")
         self.in_channels: int = _required(unet, "in_channels")
         self.encoder_in_channels = _known(encoder, "in_channels")
+        if z_channels not in (None, self.z_channels):
+            raise ConfigError(f"z_channels is {z_channels}, but {type(unet).__name__} takes {self.z_channels}; omit it")
         for name, in_unet in (("z_channels", self.z_channels), ("spatial_dims", self.spatial_dims)):
             in_encoder = _known(encoder, name)
             if in_encoder not in (None, in_unet):
@@ -166,7 +168,7 @@ class DiffusionAutoencoder(nn.Module):
         try:
             return self.encoder(x)
         except RuntimeError as error:  # MONAI's networks do not tell which sizes they take
-            if isinstance(self.encoder, SemanticEncoder) or "memory" in str(error):
+            if isinstance(self.encoder, SemanticEncoder) or "size" not in str(error):
                 raise
             size = " x ".join(map(str, x.shape[2:]))
             raise ConfigError(

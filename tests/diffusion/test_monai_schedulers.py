@@ -62,6 +62,7 @@ def test_noise_that_ddpm_adds_does_not_depend_on_the_batch():
     together = solvers.scheduler(Predictor(exact(schedule), schedule), x_T, levels)
     torch.testing.assert_close(solvers.scheduler(Predictor(exact(schedule), schedule), x_T[1:2], levels), together[1:2])
     assert abs(float(together.std()) - STD) < 0.05
+    assert abs(float(torch.corrcoef(together.flatten(1))[0, 1])) < 0.5  # each image has noise of its own
 
 
 def test_the_steps_of_ddim_in_monai_end_between_its_timesteps(caplog):
@@ -95,6 +96,7 @@ def test_our_own_schedule_steps_as_ddim():
     [
         (DDPMScheduler(1000, variance_type="learned"), "variance_type is learned"),
         (RFlowScheduler(use_timestep_transform=True), "use_timestep_transform is not supported"),
+        (RFlowScheduler(sample_method="logit-normal", loc=1.0), "loc and scale are not supported"),
         (logging, "schedule is a module"),
     ],
 )
