@@ -28,6 +28,10 @@ PAPER = {key: value for key, value in SETTINGS[2].items() if key != "channel_mul
     "image_size": [64, 64], "base_channels": 16  # all their levels and attention, fewer channels
 }  # fmt: skip
 
+TUTORIAL = {key: value for key, value in SETTINGS[2].items() if "#" not in key} | {
+    "network_def#unet#channels": [32, 32, 32], "network_def#unet#num_head_channels": 16
+}  # fmt: skip
+
 
 def volumes(folder, low, high):
     """Six patients' volumes with noise between two intensities."""
@@ -68,6 +72,9 @@ def test_overlay_trains_and_loads(overlay, small_cohort, tmp_path):
     dims = json.loads(overlay.read_text()).get("spatial_dims", 2)
     directory = init_bundle(tmp_path / "bundle", f"diffae_{dims}d")
     settings = PAPER if overlay.stem.startswith("paper") else SETTINGS[dims]
+    settings = {
+        "monai_tutorial": TUTORIAL, "anchored_asymmetry": {**settings, "anchored_channels": 4}
+    }.get(overlay.stem, settings)  # fmt: skip
     train(directory, cohort, overlays=[directory / "configs" / "overlays" / overlay.name], overrides=settings)
     losses = pd.read_csv(directory / "curves.csv")["validation_loss"].tolist()
     assert np.isfinite(losses[-1])  # the last row is the last validation's
