@@ -43,11 +43,13 @@ def as_schedule(scheduler: Scheduler) -> DiffusionSchedule:
     if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler, PNDMScheduler, RFlowScheduler)):
         kind = type(scheduler).__name__
         raise ConfigError(f"schedule is a {kind}; use a DiffusionSchedule or MONAI's DDPM, DDIM, PNDM or RFlow")
-    return _converted(scheduler)
+    values = vars(scheduler)
+    clipped = tuple(values["clip_sample_values"]) if values.get("clip_sample") else None
+    return _converted(scheduler, values["prediction_type"], clipped)
 
 
 @functools.lru_cache(maxsize=8)  # trainer, inferer and others share it, and with it the device
-def _converted(scheduler: Scheduler) -> DiffusionSchedule:
+def _converted(scheduler: Scheduler, _prediction: str, _clipped: tuple[float, ...] | None) -> DiffusionSchedule:
     return MonaiSchedule(scheduler)
 
 
@@ -66,7 +68,7 @@ class MonaiSchedule(DiffusionSchedule):
             raise ConfigError(f"{name}: use_timestep_transform is not supported; use DiffusionSchedule(timestep_shift)")
         values = vars(scheduler)
         if "distribution" in values:
-            normal = values["distribution"].base_dist
+            normal = values["distribution"].base_dist.base_dist
             if (float(normal.loc), float(normal.scale)) != (0, 1):
                 raise ConfigError(f"{name}: loc and scale are not supported; use 0 and 1")
         clip_range: Range | None = tuple(values["clip_sample_values"]) if values.get("clip_sample") else None

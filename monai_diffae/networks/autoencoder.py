@@ -172,14 +172,16 @@ class DiffusionAutoencoder(nn.Module):
                 raise
             size = " x ".join(map(str, x.shape[2:]))
             raise ConfigError(
-                f"the encoder {type(self.encoder).__name__} cannot encode images of {size} ({one_line(error)}); use "
-                "larger images or another encoder"
+                f"the encoder {type(self.encoder).__name__} cannot encode images of {size} ({one_line(error)}); "
+                "change image_size or the encoder"
             ) from error
 
     @torch.jit.unused
     def _check_z_sem(self, z_sem: Tensor) -> None:
         if z_sem.ndim != 2 or z_sem.shape[1] != self.z_channels:
             advice = f"set z_channels to {z_sem.shape[1]}" if z_sem.ndim == 2 else "let it give one vector per image"
+            if isinstance(self.unet, CrossAttentionUNet):
+                advice += ", also in network_def"
             raise ConfigError(
                 f"the encoder {type(self.encoder).__name__} gives {tuple(z_sem.shape)}: "
                 f"z_channels={self.z_channels} needs (B, {self.z_channels}); {advice}, or use another encoder"

@@ -84,6 +84,13 @@ def textbook_levels(steps):
     return list(range(steps + 1))
 
 
+def test_a_scheduler_that_was_changed_is_read_again():
+    scheduler = DDIMScheduler(1000)
+    assert as_schedule(scheduler) is as_schedule(scheduler)
+    scheduler.prediction_type, scheduler.clip_sample = "v_prediction", False
+    assert (as_schedule(scheduler).prediction, as_schedule(scheduler).clip_range) == ("v", None)
+
+
 def test_our_own_schedule_steps_as_ddim():
     schedule, x_T = DiffusionSchedule(), noise(1, 1, 4, 4)
     predict, levels = Predictor(exact(schedule), schedule), schedule.decoding_levels(5)
