@@ -125,6 +125,12 @@ def test_weights_that_a_default_would_download_need_trust():
     assert "'a#pretrained' (set \"pretrained\": false)" in complaint(check_code, {"a": network}, "train.json")
 
 
+@pytest.mark.parametrize("reader", [{"open": 1}, {"os.system": 1}])
+def test_a_reader_whose_keys_monai_would_call_needs_trust(reader):
+    loader = {"_target_": "LoadImaged", "keys": "image", "reader": reader, "file": "scans.csv", "mode": "w"}
+    assert unknown_targets({"preprocessing": loader}) == ["LoadImaged(reader)"]
+
+
 def test_every_command_that_uses_the_model_refuses_it(untrusted, tiny_bundle, labelled, tmp_path, run):
     """R20, R25: each ends with 5."""
     names, cohort = ("OUT", "APP", "BUNDLE", "COHORT", "WIDE"), tiny_bundle.cohort
