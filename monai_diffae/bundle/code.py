@@ -84,7 +84,9 @@ _SAFE_VALUES: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 _MORE_IN_TRAININGS = (
-    *("CacheDataset", "DataLoader", "StatsHandler", "ThreadDataLoader"),
+    *(name for module, short in (
+        ("data", "CacheDataset"), ("data", "DataLoader"), ("data", "ThreadDataLoader"), ("handlers", "StatsHandler"),
+    ) for name in (short, f"monai.{module}.{short}")),
     *(name for short in _AUGMENTATIONS for name in (short, f"monai.transforms.{short}")),
     *(f"torch.{name}" for name in (
         "nn.L1Loss", "nn.MSELoss", "nn.SmoothL1Loss", "optim.Adam", "optim.AdamW", "optim.RAdam", "optim.SGD",
@@ -175,7 +177,8 @@ def _code_of_item(key: str, item: Any, id: str, places: bool) -> Iterator[str]:
         if not (isinstance(item, str) and item in _shipped_code()[0]):
             yield f"the target {quoted(str(item))} at {quoted(id)}"
     elif not is_safe(name, item):
-        yield f"the argument {quoted(str(item))} at {quoted(id)}"
+        hint = ' (set "pretrained": false)' if name == "pretrained" else ""  # perhaps the default
+        yield f"the argument {quoted(str(item))} at {quoted(id)}{hint}"
     else:
         is_text = isinstance(item, str) and not re.match(r"[/\\]{2}", item)
         is_read = is_text and name in (_READERS if item.startswith("@") else _PLACES)
@@ -184,7 +187,7 @@ def _code_of_item(key: str, item: Any, id: str, places: bool) -> Iterator[str]:
 
 def is_safe(name: str, value: Any) -> bool:
     """Whether an argument with this value runs no code, and reads no file."""
-    return name not in _SAFE_VALUES or value in _SAFE_VALUES[name] or (name == "reader" and isinstance(value, Mapping))
+    return name not in _SAFE_VALUES or value in _SAFE_VALUES[name]
 
 
 def with_defaults(component: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,7 +4,6 @@ import inspect
 import json
 import logging
 import math
-import os
 import shutil
 import statistics
 import sys
@@ -18,11 +17,11 @@ from types import TracebackType
 from typing import Any, TypeVar, cast
 
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 from torch import nn
 
-from monai_diffae.bundle.code import TRUST, is_trusting
+from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.config import (
     MODEL_ROOTS,
     check_config_of_run,
@@ -92,15 +91,14 @@ def check_run(file: str = TRAIN) -> None:
 
     ``bundle_root`` becomes the folder of the configuration if it is ``.``, which MONAI (1.6.1) takes for the current
     directory. MONAI's option ``--tracking mlflow`` turns on the bundle's own tracking, and lists of images, which MONAI
-    Label gives to ``train.json``, become the cohort. With ``--trust True``, the run acts within :func:`trusting`. Only
-    the values that the network needs have to be given: MONAI's tools build it without data. :func:`check_all_set`
-    checks the others when the run starts.
+    Label gives to ``train.json``, become the cohort. With ``--trust True``, the run's expressions are evaluated within
+    :func:`trusting`. Only the values that the network needs have to be given: MONAI's tools build it without data.
+    :func:`check_all_set` checks the others when the run starts.
     """
     _show_errors_as_one_line()
     parser, workflow = running_parser(), _on_call_stack(ConfigWorkflow)
-    if parser.get("trust") is True and not is_trusting():
-        os.environ[TRUST] = "1"
-        weakref.finalize(parser, os.environ.pop, TRUST, None)  # when the run has ended
+    if _is_trust_given():
+        parser.get_parsed_content = trusting()(parser.get_parsed_content)  # type: ignore[method-assign]
     if workflow is not None and parser.get("bundle_root") == "." and workflow.config_root_path.name == CONFIGS:
         parser["bundle_root"] = str(workflow.config_root_path.parent)
     _use_own_tracking(parser)
@@ -116,6 +114,12 @@ def check_run(file: str = TRAIN) -> None:
             raise ConfigError(f"in_channels: is {channels}, but there are {len(sequences)} sequences; omit it")
         parser.update(sequence_values(sequences, encoder_sequences))
     check_config_of_run(parser.get())
+
+
+def _is_trust_given() -> bool:
+    """Whether MONAI's ``run`` got ``--trust True``; in a bundle's own file, the key has no effect."""
+    frames = (each.frame for each in inspect.stack(0) if each.frame.f_code is create_workflow.__code__)
+    return any(frame.f_locals.get("kwargs", {}).get("trust") is True for frame in frames)
 
 
 def _drop_repetition(items: Any, id: str) -> None:

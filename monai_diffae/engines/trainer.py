@@ -77,7 +77,8 @@ class ResumableTrainer(SupervisedTrainer):
             raise ConfigError("amp: cannot be used; set precision")
         if getattr(kwargs.get("loss_function"), "reduction", "none") != "none":
             raise ConfigError("loss_function: must not reduce; set its reduction to none")
-        super().__init__(**{"decollate": False, "optim_set_to_none": True, "event_names": [TrainingEvents], **kwargs})
+        kwargs["event_names"] = [TrainingEvents, *(kwargs.get("event_names") or [])]
+        super().__init__(**{"decollate": False, "optim_set_to_none": True, **kwargs})
         self.settings = DeviceSettings.of(self.state.device, precision)
         self.dtype = self.settings.dtype
         self.non_blocking = self.settings.non_blocking

@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae import __version__
-from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.folders import copy_model
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import TrainedBundle
@@ -53,8 +52,7 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-    with trusting():  # its code has just been trained
-        run, trained = client.get_run(run_id), load_bundle(folder / "bundle", "cpu")
+    run, trained = client.get_run(run_id), load_bundle(folder / "bundle", "cpu")
     outputs = run.outputs.model_outputs if run.outputs else []
     if any(client.get_logged_model(output.model_id).tags.get("sha256") == trained.sha256 for output in outputs):
         return None

@@ -186,6 +186,10 @@ class ZSemProbes:
         if self.interval and isinstance(self.train, CachedCases) and isinstance(self.val, CachedCases):
             engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(Events.COMPLETED, self)
+        elif self.interval and self.targets:
+            logger.warning(
+                "probe_targets: no label is probed, as this needs CachedCases in train and validate; omit it"
+            )
 
     def _start(self, engine: Engine) -> None:
         # Ignite keeps the metrics of the validation before

@@ -105,7 +105,7 @@ HOSTILE = {
         {"seed": "$__import__('os').mkdir('proof')"}, {"image_size": [16, "$print(1)"]}, {"seed": "%a.json#b"},
         {"inferer": {**NOTHING, "_requires_": ["@a"]}}, {"inferer": {**NOTHING, "_mode_": "debug"}}, {"a b": 1},
         {"note": "Doe, Jane"}, {"note": "/home/doe"}, {"data": {"site": "Doe Jane"}}, {"data": {"/home/doe": 1}},
-        {"$print(1)": 1}, {"note": "a" * 81}, {"a": "@b", "b": "@a"}, {"a": ["@##a", "@##a"]}, {"a": [1] * 30_000},
+        {"$print(1)": 1}, {"note": "a" * 101}, {"a": "@b", "b": "@a"}, {"a": ["@##a", "@##a"]}, {"a": [1] * 30_000},
         {f"a{n}": [f"@a{n + 1}"] * 2 for n in range(40)} | {"a40": 1}, {"seed": json.loads("[" * 60 + "]" * 60)},
     ))},
     **{f"untrusted {n}": (UNTRUSTED, change) for n, change in enumerate((

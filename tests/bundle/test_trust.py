@@ -1,6 +1,5 @@
 """R20: what computes only is built; anything else that a model or a configuration names needs the user's trust."""
 
-import gc
 import importlib
 import json
 import pydoc
@@ -8,10 +7,12 @@ import sys
 
 import pytest
 from complaints import complaint
+from monai.bundle import create_workflow
 from monai.bundle import run as run_bundle
 from tiny_bundles import rewrite
 
 from monai_diffae import train
+from monai_diffae.apps.evaluation import calibrate_trained
 from monai_diffae.bundle import init_bundle, load_bundle, trusting
 from monai_diffae.bundle.code import MODEL_TARGETS, TRUST, check_code, is_trusting
 from monai_diffae.bundle.description import set_value
@@ -54,13 +55,45 @@ def test_trust_is_a_key_on_monais_command_line(untrusted, tiny_bundle, tmp_path)
     assert "is not trusted to use the target" in complaint(run_bundle, "evaluating", **values, trust=False)
     run_bundle("evaluating", **values, limit=1, grid="model", trust=True)
     assert len(list(tmp_path.rglob("x_T/*.nii.gz"))) == 1
-    gc.collect()
     assert not is_trusting()
+
+
+def test_trust_on_monais_command_line_ends_within_a_trusting_block(untrusted, tiny_bundle):
+    values = {"config_file": str(untrusted / "configs" / "inference.json"), "dataset_dir": str(tiny_bundle.cohort)}
+    with trusting():
+        workflow = create_workflow(**values, device="cpu", trust=True)
+    assert not is_trusting()
+    assert workflow.parser.get_parsed_content("model").z_channels == 8
+    workflow.finalize()
+    assert not is_trusting()
+
+
+def test_a_bundles_own_file_does_not_trust_it(untrusted, tiny_bundle, tmp_path):
+    file = untrusted / "configs" / "inference.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"trust": True}))
+    values = {"dataset_dir": str(tiny_bundle.cohort), "output_dir": str(tmp_path), "device": "cpu"}
+    message = complaint(run_bundle, "evaluating", config_file=str(file), **values)
+    assert "is not trusted to use the target" in message
+
+
+def test_what_a_training_calls_at_its_end_loads_only_what_is_trusted(untrusted, caplog):
+    calibrate_trained(untrusted, [], None, limit=2, device="cpu")
+    assert "anomaly maps are not calibrated (model.safetensors is not trusted to use the target" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["data.CacheDataset", "data.DataLoader", "data.ThreadDataLoader", "handlers.StatsHandler"]
+)
+def test_monais_parts_of_a_training_need_no_trust_by_either_name(name):
+    for target in (name.partition(".")[2], f"monai.{name}"):
+        check_code({"part": {"_target_": target}}, "train.json")
 
 
 def test_a_training_says_when_it_begins_what_its_model_needs_trust_for(make_workflow, caplog):
     transform = {"_target_": "monai.transforms.Identityd", "keys": "image"}
-    make_workflow({"preprocessing#transforms#2": transform}).parser.get_parsed_content("model_description")
+    make_workflow({"preprocessing#transforms#2": transform}).parser.get_parsed_content(
+        "train#checkpoint#description#model"
+    )
     assert "each run needs --trust (in MONAI's --trust True): it uses monai.transforms.Identityd" in caplog.text
 
 
@@ -89,6 +122,13 @@ def test_weights_that_a_default_would_download_need_trust():
     network = {"_target_": "monai.networks.nets.EfficientNetBN", "model_name": "efficientnet-b0"}
     assert unknown_targets({"network_def": network}) == ["monai.networks.nets.EfficientNetBN(pretrained)"]
     assert unknown_targets({"network_def": {**network, "pretrained": False}}) == []
+    assert "'a#pretrained' (set \"pretrained\": false)" in complaint(check_code, {"a": network}, "train.json")
+
+
+@pytest.mark.parametrize("reader", [{"open": 1}, {"os.system": 1}])
+def test_a_reader_whose_keys_monai_would_call_needs_trust(reader):
+    loader = {"_target_": "LoadImaged", "keys": "image", "reader": reader, "file": "scans.csv", "mode": "w"}
+    assert unknown_targets({"preprocessing": loader}) == ["LoadImaged(reader)"]
 
 
 def test_every_command_that_uses_the_model_refuses_it(untrusted, tiny_bundle, labelled, tmp_path, run):
@@ -125,6 +165,8 @@ def test_a_shipped_bundle_and_plain_edits_of_it_need_no_trust(name, tmp_path):
      ("train#dataset#cache_dir", "C:\\Users", "place"), ("dataset_dir", "\\\\server\\share", "place"),
      ("inferer#_mode_", "debug", "argument"), ("network_def#pretrained", True, "argument"), ("trust", True, "argument"),
      ("preprocessing#transforms#0#reader", "os.system", "argument"),
+     ("preprocessing#transforms#0#reader", {"open": 1}, "argument"),
+     ("preprocessing#transforms#0#reader", {"os.system": 1}, "argument"),
      ("preprocessing#transforms#0#allow_pickle", True, "argument"),
      ("optimizer#_target_", "os.system", "target"), ("seed", "$print(1)", "expression")],
 )  # fmt: skip

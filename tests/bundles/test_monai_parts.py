@@ -42,6 +42,12 @@ def test_a_cache_dataset_trains_the_same_weights_as_ours(make_workflow, tmp_path
     torch.testing.assert_close(own, cached, rtol=0, atol=0)
 
 
+def test_labels_that_are_not_probed_with_datasets_of_monai_are_a_warning(make_workflow, caplog):
+    workflow = make_workflow({**CACHED, "probe_interval": 1, "probe_targets": ["tilt"]})
+    workflow.parser.get_parsed_content("validate#evaluator")
+    assert "probe_targets: no label is probed, as this needs CachedCases" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DataLoader", "ThreadDataLoader"])
 @pytest.mark.parametrize(

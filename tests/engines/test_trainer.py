@@ -41,6 +41,14 @@ def test_two_accumulated_batches_of_4_give_the_gradients_of_a_batch_of_8(make_tr
     torch.testing.assert_close(once[0], twice[0], atol=1e-6, rtol=1e-4)
 
 
+def test_events_of_a_user_join_those_of_the_trainer(make_trainer):
+    trainer, seen = make_trainer(event_names=["measured"]), []
+    trainer.add_event_handler("measured", lambda: seen.append("measured"))
+    trainer.add_event_handler(TrainingEvents.WEIGHTS_UPDATED, lambda: trainer.fire_event("measured"))
+    trainer.run()
+    assert seen == ["measured"] * 2
+
+
 def test_a_short_last_group_of_accumulated_batches_counts_like_a_full_one(make_trainer, image_data):
     # 5 batches in groups of 2: the last group is one batch, and its gradient is that batch's own
     data = image_data(20)
