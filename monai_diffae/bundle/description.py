@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _NOT_DESCRIBED = {
     "imports", "bundle_root", "dataset_dir", "device", "cohort", "columns", "patient_pattern", "first_stage",
-    "first_stage_bundle",
+    "first_stage_bundle", "overwrite",
 }  # fmt: skip
 # Keys of the training that belong to a description, so that the model can be trained further in the same way.
 _RECIPE = (

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,10 @@ def _with_tensors(metadata: dict[str, Any], description: Mapping[str, Any]) -> d
     channels = description.get("in_channels") if channels in (None, "@in_channels") else channels
     new = {"num_channels": channels, "spatial_shape": description.get("image_size")}
     if stage := description.get("first_stage", {}).get("autoencoder"):
-        factor = 2 ** (len(stage.get("channels") or stage["num_channels"]) - 1)
+        from monai.networks.nets import AutoencoderKL
+
+        default = signature(AutoencoderKL).parameters["channels"].default
+        factor = 2 ** (len(stage.get("channels") or stage.get("num_channels") or default) - 1)
         new["spatial_shape"] = [side // factor for side in description["image_size"]]
     else:
         new["value_range"] = description.get("model_range")

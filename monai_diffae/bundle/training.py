@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -248,21 +249,25 @@ def fit_first_stage(first_stage: FirstStage) -> None:
     """Measure the scale of another's first stage on training images, and log how well it reconstructs them.
 
     Its reconstructions get the range of the images. Does nothing if the scale is known, or without a cohort.
+
+    Raises:
+        CohortError: no training image can be read.
     """
     parser = running_parser()
     if not first_stage.latent_std.isnan() or parser["dataset_dir"] == "???":
         return
     if "num_rounds" in parser:
         raise ConfigError("first_stage: each site would measure another scale of its latents; train autoencoder_kl_3d")
-    dataset, (low, high) = parser.get_parsed_content("train#dataset"), parser.get_parsed_content("model_range")
+    parts = ("train#dataset#data", "train#preprocessing", "model_range")  # the dataset can be one of MONAI's
+    data, preprocessing, (low, high) = map(parser.get_parsed_content, parts)
     first_stage.image_range = low, high
     first_stage.description["network_def"]["image_range"] = [low, high]
-    items = [dataset.data[position] for position in spread(len(dataset.data), _FITTED)]
-    results = read_stream(items, dataset.transform, dataset.keys)
-    arrays = [result["image"] for result in results if isinstance(result, dict)]
+    order = dict.fromkeys([*spread(len(data), _FITTED), *range(len(data))])
+    results = read_stream([data[position] for position in order], preprocessing, ["image"])
+    arrays = islice((result["image"] for result in results if isinstance(result, dict)), _FITTED)
     images = [torch.from_numpy(array).to(first_stage.latent_std.device) for array in arrays]
-    if not images:  # BadScans reports them
-        return
+    if not images:
+        raise CohortError("first_stage: no training image can be read to measure its latents; check dataset_dir")
     first_stage.measure(images)
     first_stage.description["weights_sha256"] = weights_sha256(first_stage)
     errors = [reconstruction_errors(image[None], first_stage(image[None]), (low, high)) for image in images]

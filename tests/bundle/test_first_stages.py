@@ -1,9 +1,12 @@
 """First stages of others: what ``init`` takes, and how a training fits one to its scans."""
 
 import json
+import shutil
 
+import pandas as pd
 import pytest
 import torch
+from complaints import complaint
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
 from monai.bundle import verify_net_in_out
 from monai.networks.nets import AutoencoderKL
@@ -12,7 +15,10 @@ from tiny_bundles import TINY_ON_LATENTS, copy_tiny, tiny_cohort
 from monai_diffae import export, info, init, reconstruct, train
 from monai_diffae.apps.training.train import open_training
 from monai_diffae.bundle import load_bundle, load_first_stage
-from monai_diffae.errors import ConfigError
+from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.folders import write_model_card
+from monai_diffae.bundle.model_file import read_description
+from monai_diffae.errors import ConfigError, ScanError
 
 COMMON = {
     "in_channels": 1, "out_channels": 1, "attention_levels": [False] * 2, "latent_channels": 4, "norm_num_groups": 4,
@@ -95,6 +101,56 @@ def test_weights_without_their_definition_and_other_bundles_are_refused(zoo, tmp
     assert not (tmp_path / "b").exists()
 
 
+def only(folder, **definition):
+    """A file of weights, and JSON files beside it: damaged, with references to others, and with this definition."""
+    (folder / "a.json").write_text('{"AutoencoderKL')
+    torch.save(autoencoder(AutoencoderKL).state_dict(), folder / "weights.pt")
+    plain = {"_target_": "monai.networks.nets.AutoencoderKL", "spatial_dims": 3, "channels": [4, 8], **COMMON}
+    parts = {"elsewhere": {**plain, "channels": "@other"}, "bad": {**plain, "channels": [4]}, "its": plain | definition}
+    (folder / "b.json").write_text(json.dumps(parts))
+    return folder / "weights.pt"
+
+
+def test_damaged_and_other_files_and_definitions_are_skipped(zoo, tmp_path):
+    check_weights(
+        init(tmp_path / "one", bundle="diffae_3d", first_stage=only(tmp_path)).path, autoencoder(AutoencoderKL)
+    )
+    source = shutil.copytree(zoo, tmp_path / "zoo")
+    (source / "models" / "autoencoder_0.pt").write_bytes(b"damaged")
+    check_weights(init(tmp_path / "two", bundle="diffae_3d", first_stage=source).path, autoencoder())
+    for file in ("autoencoder_1.pt", "older.pt"):
+        (source / "models" / file).unlink()
+    with pytest.raises(ScanError, match=r"autoencoder_0\.pt: cannot be read"):
+        init(tmp_path / "three", bundle="diffae_3d", first_stage=source)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("$open('made', 'w') and 4", "which a model file cannot hold"),
+     ({"_target_": "os.mkdir", "path": "made"}, "not trusted to use the target 'os.mkdir'")],
+    ids=["formula", "target"],
+)  # fmt: skip
+def test_a_definition_runs_no_code(tmp_path, monkeypatch, value, message):
+    monkeypatch.chdir(tmp_path)
+    source = only(tmp_path, latent_channels=value)
+    assert message in complaint(init, tmp_path / "a", bundle="diffae_3d", first_stage=source)
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="first_stage: there is no such file or folder as 'zoo'"):
+        init(tmp_path / "a", bundle="diffae_3d", first_stage=tmp_path / "zoo")
+
+
+def test_the_metadata_are_true_if_a_definition_leaves_out_what_monai_has_as_a_default(tmp_path):
+    bundle = copy_tiny(tmp_path / "new", "3d_on_latents")
+    description = read_description(bundle / "models" / "model.safetensors")
+    del description["first_stage"]["autoencoder"]["channels"]
+    write_model_card(bundle, description)
+    (image,) = json.loads((bundle / "configs" / "metadata.json").read_text())["network_data_format"]["inputs"].values()
+    assert image["spatial_shape"] == [2, 2, 3]  # four levels
+
+
 def initialized(bundle, cohort, **values):
     values = {**TINY_ON_LATENTS, "bundle_root": str(bundle), "dataset_dir": str(cohort), **values}
     workflow = open_training(bundle / "configs" / "train.json", [], values)
@@ -112,9 +168,39 @@ def test_a_training_measures_the_latents_and_warns_if_images_come_back_unlike(bu
     assert "the first stage does not fit these images (SSIM" in caplog.text
 
 
+@pytest.mark.parametrize("good", [[2, 5], []], ids=["two of twelve", "none"])
+def test_images_that_cannot_be_read_are_replaced_by_others(bundle, cohort, tmp_path, caplog, good):
+    table = pd.read_csv(cohort)
+    table["image"] = [str(cohort.parent / image) for image in table["image"]]
+    train, others = (table[(table["split"] == "train") == is_train] for is_train in (True, False))
+    rows = pd.concat([train.head(1)] * 12, ignore_index=True)
+    for number in rows.index:
+        file = tmp_path / f"{number:02}.nii.gz"
+        shutil.copy(rows["image"][number], file) if number in good else file.write_bytes(b"damaged")
+        rows.loc[number, ["id", "image"]] = file.name, str(file)
+    pd.concat([rows, others]).to_csv(tmp_path / "cohort.csv", index=False)
+    caplog.set_level("INFO")
+    if good:
+        initialized(bundle, tmp_path / "cohort.csv")
+        assert "reconstructs 2 training images" in caplog.text
+    else:
+        message = complaint(initialized, bundle, tmp_path / "cohort.csv")
+        assert message.startswith("first_stage: no training image can be read")
+
+
+def test_a_dataset_of_monai_is_measured_too(bundle, cohort):
+    data = {"_target_": "CacheDataset", "data": "$@cohort.items('train')", "transform": "@preprocessing"}
+    parser = initialized(bundle, cohort, **{"train#dataset": data, "validate#dataset#first_stage": None})
+    assert parser.get_parsed_content("first_stage").latent_std > 0
+
+
+def test_the_formula_of_earlier_trainings_is_still_trusted():
+    check_code({"initialize": ["$bundle.fit_first_stage(@first_stage)"]}, "train.json")
+
+
 def test_sites_of_a_federation_cannot_each_measure_a_scale(bundle, cohort):
-    with pytest.raises(Exception, match="each site would measure another scale"):
-        initialized(bundle, cohort, num_rounds=2)
+    message = complaint(initialized, bundle, cohort, num_rounds=2)
+    assert "each site would measure another scale" in message
 
 
 @pytest.mark.slow
