@@ -179,7 +179,7 @@ def test_images_that_cannot_be_read_are_replaced_by_others(bundle, cohort, tmp_p
         shutil.copy(rows["image"][number], file) if number in good else file.write_bytes(b"damaged")
         rows.loc[number, ["id", "image"]] = file.name, str(file)
     pd.concat([rows, others]).to_csv(tmp_path / "cohort.csv", index=False)
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="monai_diffae")
     if good:
         initialized(bundle, tmp_path / "cohort.csv")
         assert "reconstructs 2 training images" in caplog.text
