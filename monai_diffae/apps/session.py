@@ -48,7 +48,7 @@ _COHORT_KEYS = (
     "slice_range",
     "slice_step",
 )
-_IMAGE_KEYS = ("sequences", "encoder_sequences", "region")  # fmt: skip
+_IMAGE_KEYS = ("sequences", "encoder_sequences", "region")
 
 
 @dataclass(frozen=True)

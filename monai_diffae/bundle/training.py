@@ -137,7 +137,7 @@ def _drop_repetition(items: Any, id: str) -> None:
 def check_all_set() -> None:
     """Check that the running configuration has all values that it needs, when its run starts.
 
-    It must not change what this run does not use.
+    Changes of keys that this run does not use are refused.
     """
     config = running_config()
     check_required_values(config)

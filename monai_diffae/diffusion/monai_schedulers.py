@@ -44,13 +44,13 @@ def as_schedule(scheduler: Scheduler) -> DiffusionSchedule:
         kind = type(scheduler).__name__
         raise ConfigError(f"schedule is a {kind}; use a DiffusionSchedule or MONAI's DDPM, DDIM, PNDM or RFlow")
     values = vars(scheduler)
-    clipped = tuple(values["clip_sample_values"]) if values.get("clip_sample") else None
-    return _converted(scheduler, values["prediction_type"], clipped)
+    clip_range = tuple(values["clip_sample_values"]) if values.get("clip_sample") else None
+    return _converted(scheduler, values["prediction_type"], clip_range)
 
 
 @functools.lru_cache(maxsize=8)  # trainer, inferer and others share it, and with it the device
-def _converted(scheduler: Scheduler, _prediction: str, _clipped: tuple[float, ...] | None) -> DiffusionSchedule:
-    return MonaiSchedule(scheduler)
+def _converted(scheduler: Scheduler, prediction_type: str, clip_range: Range | None) -> DiffusionSchedule:
+    return MonaiSchedule(scheduler, _PREDICTIONS[prediction_type], clip_range)
 
 
 class MonaiSchedule(DiffusionSchedule):
@@ -60,7 +60,7 @@ class MonaiSchedule(DiffusionSchedule):
     where it adds no noise, there is a quarter of a level's noise, as log-SNR would be infinite.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Any, prediction: Prediction, clip_range: Range | None) -> None:
         name, is_flow = type(scheduler).__name__, isinstance(scheduler, RFlowScheduler)
         if str(getattr(scheduler, "variance_type", "")).startswith("learned"):
             raise ConfigError(f"{name}: variance_type is learned, which is not supported; use fixed_small")
@@ -71,12 +71,11 @@ class MonaiSchedule(DiffusionSchedule):
             normal = values["distribution"].base_dist.base_dist
             if (float(normal.loc), float(normal.scale)) != (0, 1):
                 raise ConfigError(f"{name}: loc and scale are not supported; use 0 and 1")
-        clip_range: Range | None = tuple(values["clip_sample_values"]) if values.get("clip_sample") else None
         is_normal = values.get("sample_method") == "logit-normal"
         super().__init__(
             scheduler.num_train_timesteps,
             RECTIFIED_FLOW if is_flow else "linear_beta",
-            _PREDICTIONS[scheduler.prediction_type],
+            prediction,
             timestep_sampling="logit_normal" if is_normal else "uniform",
             clip_range=clip_range,
         )

@@ -50,7 +50,7 @@ class SameConv3d(nn.Conv3d):
 class PaddedConv3d(nn.Conv3d):
     """A 3D convolution of another package that pads beforehand where an axis is smaller than the kernel.
 
-    Without it, oneDNN 3.12 gives wrong bf16 gradients, for kernels of 7 even of 1e36, or crashes.
+    Without it, oneDNN 3.12 gives wrong bf16 gradients, up to 1e36 times too large, or crashes.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -102,6 +102,14 @@ def check_images(x: Tensor, spatial_dims: int, channels: int | None, divisors: S
         raise ConfigError(
             f"{name} has the size {' x '.join(map(str, size))}: the network's levels need multiples of "
             f"{shown_divisors(divisors)}; crop, pad or resize to {usable}"
+        )
+
+
+def check_context(context: Tensor, batch: int, z_channels: int) -> None:
+    """Refuse a context that is not z_sem (B, z_channels) of a batch of B images."""
+    if context.shape != (batch, z_channels):
+        raise ConfigError(
+            f"context has the shape {tuple(context.shape)}: the UNet takes z_sem of shape ({batch}, {z_channels})"
         )
 
 

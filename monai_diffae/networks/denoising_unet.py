@@ -10,7 +10,6 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_diffae.errors import ConfigError
 from monai_diffae.networks import blocks
 from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, size_divisors
 
@@ -171,12 +170,8 @@ class DenoisingUNet(nn.Module):
         """
         if context.ndim == 3 and context.shape[1] == 1:
             context = context[:, 0]
-        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
-            if context.ndim != 2 or context.shape[1] != self.z_channels or context.shape[0] != x.shape[0]:
-                raise ConfigError(
-                    f"context has the shape {tuple(context.shape)}: "
-                    f"the UNet takes z_sem of shape ({x.shape[0]}, {self.z_channels})"
-                )
+        if not torch.jit.is_scripting():
+            blocks.check_context(context, x.shape[0], self.z_channels)
         return self.denoise(x, timesteps, self.projections(context))
 
     def projections(self, z_sem: Tensor) -> list[list[Tensor]]:

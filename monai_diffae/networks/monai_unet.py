@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.networks.blocks import check_context
 
 
 class CrossAttentionUNet(nn.Module):
@@ -70,11 +71,8 @@ class CrossAttentionUNet(nn.Module):
         Returns:
             (B, C, *S), in the dtype of ``x`` (also under autocast).
         """
-        if not torch.jit.is_scripting() and context.shape != (x.shape[0], self.z_channels):
-            raise ConfigError(
-                f"context has the shape {tuple(context.shape)}: the UNet takes z_sem of shape "
-                f"({x.shape[0]}, {self.z_channels})"
-            )
+        if not torch.jit.is_scripting():
+            check_context(context, x.shape[0], self.z_channels)
         tokens = context.reshape(context.shape[0], self.num_tokens, -1)
         output: Tensor = self.network(x, timesteps, context=tokens)
         return output.to(x.dtype)
