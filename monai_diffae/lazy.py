@@ -1,17 +1,18 @@
-"""Modules that are imported when they are first used, so that ``--help`` loads neither torch nor pandas.
+"""Imports that are done when they are first used, so that ``--help`` loads neither torch nor MONAI.
 
-A command imports what it needs from here, as ``from monai_diffae.lazy import np, torch``; a type checker sees the real
-modules.
+Import linters, type checkers and readers see ordinary imports. From Python 3.15 on, ``lazy import`` does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import builtins
+import sys
+import threading
 from importlib import import_module
 from typing import Any
 
 
-class _Lazy:
+class _Module:
     """Stands for a module: each attribute is that of the module, which is imported for the first one."""
 
     def __init__(self, name: str) -> None:
@@ -21,44 +22,36 @@ class _Lazy:
         return getattr(import_module(self._name), attribute)
 
 
-_RENAMED = {
-    "bundles": "bundle", "case_sequences": "data.sequences", "listings": "data.inspection.listing",
-    "models": "bundle.model",
-    "page_data": "apps.pages.data", "pages": "apps.pages.page", "parsing": "bundle.parser",
-    "sessions": "apps.session", "speeds": "apps.training.speed", "surveys": "data.inspection.survey",
-    "tables": "data.embeddings",
-}  # fmt: skip
-_ROOMS_AND_MODULES = (
-    "engines", "inferers", "latents", "metrics", "networks", "official", "pictures", "transforms",
-    "apps.evaluation.baselines", "apps.evaluation.quality", "apps.pages.sections", "apps.provenance",
-    "bundle.loading", "data.cached", "data.cohort_split", "data.cohorts", "data.formats.dicom", "data.inspection.twins",
-    "data.masks", "data.samples", "data.scans", "data.streamed", "data.tensor_files",
-    "inferers.counterfactual", "inferers.paths", "latents.association", "latents.directions",
-    "latents.harmonization", "latents.representation", "latents.statistics", "latents.targets",
-    "networks.network_parts", "serving.server", "transforms.writing",
-)  # fmt: skip
-_INSIDE = _RENAMED | {path.rpartition(".")[2]: path for path in _ROOMS_AND_MODULES}
-_OUTSIDE = {
-    "np": "numpy", "npt": "numpy.typing", "pd": "pandas", "pa": "pyarrow", "pq": "pyarrow.parquet",
-    "pydantic": "pydantic", "torch": "torch",
-}  # fmt: skip
-MODULES = _OUTSIDE | {name: f"monai_diffae.{path}" for name, path in _INSIDE.items()}
-"""The modules by their names here; ``make configs`` writes them to ``lazy.pyi`` for type checkers."""
+class _Package:
+    """What ``from package import module`` looks into."""
 
-globals().update({name: _Lazy(module) for name, module in MODULES.items()})
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, module: str) -> _Module:
+        return _Module(f"{self._name}.{module}")
 
 
-def attach(room: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package ``room`` whose names are imported from these modules when they are first used.
+class _OnFirstUse:
+    """``with on_first_use:`` around import statements of modules (not of names in them)."""
 
-    Example:
-        >>> attach("monai_diffae.data", {"Case": "cases"})("Case")
-        <class 'monai_diffae.data.cases.Case'>
-    """
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # other threads import while a module is in its block
 
-    def get(name: str) -> Any:
-        if name not in modules:
-            raise AttributeError(f"module {room!r} has no attribute {name!r}")
-        return getattr(import_module(f"{room}.{modules[name]}"), name)
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._module, self._import = sys._getframe(1).f_globals, builtins.__import__
+        builtins.__import__ = self._defer
 
-    return get
+    def __exit__(self, *error: object) -> None:
+        builtins.__import__ = self._import
+        self._lock.release()
+
+    def _defer(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        if globals is not self._module:
+            return self._import(name, globals, locals, fromlist, level)
+        package = name if fromlist else name.rpartition(".")[0]  # `import numpy.typing as npt` looks into numpy
+        return _Package(package) if package else _Module(name)
+
+
+on_first_use = _OnFirstUse()

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import cohorts, pydantic  # loaded by the first call, so that the help is quick
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import pydantic
+
+    from monai_diffae.data import cohorts
 
 R = TypeVar("R")
 

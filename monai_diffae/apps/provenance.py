@@ -18,8 +18,14 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
 from monai_diffae.data.fingerprints import file_checksum, json_digest, scan_contents, scan_states
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import bundles, cohort_split, pd
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
+
+with on_first_use:
+    import pandas as pd
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.data import cohort_split
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,13 @@ from monai_diffae.data.atomic import ProcessLock, disk_errors, remove_abandoned,
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.diffusion.settings import DecodingSettings
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
-from monai_diffae.lazy import pages, pd, tables
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import pandas as pd
+
+    from monai_diffae.apps.pages import page as pages
+    from monai_diffae.data import embeddings as tables
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,11 @@ from cyclopts import Group, Parameter, Token
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.diffusion.settings import DecoderName, InversionName, SolverName, SpacingName
 from monai_diffae.errors import CohortError, ConfigError, quoted
-from monai_diffae.lazy import torch
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour, Uneven
+
+with on_first_use:
+    import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

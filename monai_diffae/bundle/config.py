@@ -16,8 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
-from monai_diffae.lazy import parsing, torch
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, OtherGrids, Region, Uneven
+
+with on_first_use:
+    import torch
+
+    from monai_diffae.bundle import parser as parsing
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser

@@ -18,7 +18,10 @@ from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, UnsafeInputError, one_line, quoted, shortened
-from monai_diffae.lazy import parsing
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.bundle import parser as parsing
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser

@@ -25,8 +25,14 @@ from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError, quoted
-from monai_diffae.lazy import parsing, tensor_files, torch
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
+
+with on_first_use:
+    import torch
+
+    from monai_diffae.bundle import parser as parsing
+    from monai_diffae.data import tensor_files
 
 VERSION = 1
 """The version of this format; files of a newer one are refused."""

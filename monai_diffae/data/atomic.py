@@ -20,8 +20,13 @@ from filelock import FileLock, Timeout
 
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import BusyError, ConfigError, MachineError
-from monai_diffae.lazy import pa, pd, pq
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
+
+with on_first_use:
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # A full disk, an exceeded quota, a failing or read-only disk or a forbidden folder is a problem of the machine, not a
 # bug. So is a folder that is a file, or a name that the file system does not accept.

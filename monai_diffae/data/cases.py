@@ -17,8 +17,12 @@ from typing import Any, Literal
 from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
-from monai_diffae.lazy import dicom, scans  # which load the readers of all formats
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import MISSING_WORDS, Ids
+
+with on_first_use:
+    from monai_diffae.data import scans
+    from monai_diffae.data.formats import dicom
 
 Label = float | int | str | None
 Images = Path | tuple[Path, ...]

@@ -14,8 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_diffae.lazy import dicom
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
+
+with on_first_use:
+    from monai_diffae.data.formats import dicom
 
 if TYPE_CHECKING:  # every command imports this module, so it is light
     from numpy.typing import NDArray

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 
-from monai_diffae.lazy import torch  # seeds are needed where torch is not
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import torch
 
 
 def seed_of(*parts: int | str) -> int:

@@ -18,7 +18,10 @@ from cyclopts import Group, Parameter
 from monai_diffae.apps.command import command, refuse_results_among_scans
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Decoding, Reading, Run
-from monai_diffae.lazy import server
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.serving import server
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -4,10 +4,6 @@ Only this folder depends on MONAI Label (0.8.5, and its unreleased successor). `
 name below is first used, so the commands ``label-app`` and ``label-server`` are quick.
 """
 
-from monai_diffae.lazy import attach
+import lazy_loader
 
-MODULES = {"AppFolder": "label_app", "DiffAEApp": "app"}
-
-__all__ = [*MODULES]
-
-__getattr__ = attach(__name__, MODULES)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

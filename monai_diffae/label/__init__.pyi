@@ -1,5 +1,2 @@
-from monai_diffae.label.app import DiffAEApp as DiffAEApp
-from monai_diffae.label.label_app import AppFolder as AppFolder
-
-MODULES: dict[str, str]
-__all__: list[str]
+from .app import DiffAEApp as DiffAEApp
+from .label_app import AppFolder as AppFolder

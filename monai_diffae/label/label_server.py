@@ -19,7 +19,10 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.errors import ConfigError, check_installed
 from monai_diffae.label.label_app import AppFolder, silence_monai_label
-from monai_diffae.lazy import server
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.serving import server
 
 logger = logging.getLogger(__name__)
 

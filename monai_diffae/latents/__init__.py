@@ -1,19 +1,5 @@
 """Computations on z_sem: statistics, directions, components, neighbors and samples. Arrays only."""
 
-from monai_diffae.lazy import attach
+import lazy_loader
 
-MODULES = {
-    **dict.fromkeys(("Direction", "fit_direction"), "directions"),
-    **dict.fromkeys((
-        "Neighbors", "OutlierScores", "ReferenceCases", "copying_ratio", "mmd", "near_pairs", "nearest_distances",
-        "nearest_neighbors", "outlier_scores", "p_values",
-    ), "neighbors"),
-    **dict.fromkeys(("Disentanglement", "dci"), "representation"),
-    **dict.fromkeys((
-        "ActiveDimensions", "LatentStatistics", "PrincipalComponents", "active_dimensions", "principal_components",
-    ), "statistics"),
-}  # fmt: skip
-
-__all__ = [*MODULES]
-
-__getattr__ = attach(__name__, MODULES)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

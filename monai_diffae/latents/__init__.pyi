@@ -1,22 +1,19 @@
-from monai_diffae.latents.directions import Direction as Direction
-from monai_diffae.latents.directions import fit_direction as fit_direction
-from monai_diffae.latents.neighbors import Neighbors as Neighbors
-from monai_diffae.latents.neighbors import OutlierScores as OutlierScores
-from monai_diffae.latents.neighbors import ReferenceCases as ReferenceCases
-from monai_diffae.latents.neighbors import copying_ratio as copying_ratio
-from monai_diffae.latents.neighbors import mmd as mmd
-from monai_diffae.latents.neighbors import near_pairs as near_pairs
-from monai_diffae.latents.neighbors import nearest_distances as nearest_distances
-from monai_diffae.latents.neighbors import nearest_neighbors as nearest_neighbors
-from monai_diffae.latents.neighbors import outlier_scores as outlier_scores
-from monai_diffae.latents.neighbors import p_values as p_values
-from monai_diffae.latents.representation import Disentanglement as Disentanglement
-from monai_diffae.latents.representation import dci as dci
-from monai_diffae.latents.statistics import ActiveDimensions as ActiveDimensions
-from monai_diffae.latents.statistics import LatentStatistics as LatentStatistics
-from monai_diffae.latents.statistics import PrincipalComponents as PrincipalComponents
-from monai_diffae.latents.statistics import active_dimensions as active_dimensions
-from monai_diffae.latents.statistics import principal_components as principal_components
-
-MODULES: dict[str, str]
-__all__: list[str]
+from .directions import Direction as Direction
+from .directions import fit_direction as fit_direction
+from .neighbors import Neighbors as Neighbors
+from .neighbors import OutlierScores as OutlierScores
+from .neighbors import ReferenceCases as ReferenceCases
+from .neighbors import copying_ratio as copying_ratio
+from .neighbors import mmd as mmd
+from .neighbors import near_pairs as near_pairs
+from .neighbors import nearest_distances as nearest_distances
+from .neighbors import nearest_neighbors as nearest_neighbors
+from .neighbors import outlier_scores as outlier_scores
+from .neighbors import p_values as p_values
+from .representation import Disentanglement as Disentanglement
+from .representation import dci as dci
+from .statistics import ActiveDimensions as ActiveDimensions
+from .statistics import LatentStatistics as LatentStatistics
+from .statistics import PrincipalComponents as PrincipalComponents
+from .statistics import active_dimensions as active_dimensions
+from .statistics import principal_components as principal_components

@@ -1,6 +1,5 @@
 """Checkpoints of the official Diff-AE code (phizaz/diffae): their files, layout and weights."""
 
-from monai_diffae.official.latent import load_official_latent
-from monai_diffae.official.weights import load_official
+import lazy_loader
 
-__all__ = ["load_official", "load_official_latent"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

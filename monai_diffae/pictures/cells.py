@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import torch
 
 _INCHES = 1.4
 _LONGEST = 24

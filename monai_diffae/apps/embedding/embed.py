@@ -26,8 +26,16 @@ from monai_diffae.data.atomic import PartStore, is_abandoned, remove_abandoned, 
 from monai_diffae.data.cases import are_patients_known, folder_key
 from monai_diffae.data.fingerprints import json_digest, scan_states
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import cohort_split, pd, provenance, representation, sessions
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour, Features
+
+with on_first_use:
+    import pandas as pd
+
+    from monai_diffae.apps import provenance
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import cohort_split
+    from monai_diffae.latents import representation
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le
 
+from monai_diffae import metrics, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
@@ -19,20 +20,17 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track, write_failures
 from monai_diffae.errors import ScanError, counted
-from monai_diffae.lazy import (
-    bundles,
-    cohort_split,
-    masks,
-    metrics,
-    np,
-    npt,
-    pd,
-    pictures,
-    scans,
-    sessions,
-    streamed,
-    torch,
-)
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    import torch
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import cohort_split, masks, scans, streamed
 
 _UNUSUAL = 0.05
 _SCORES = "auroc", "auprc", "dice"  # of voxels

@@ -19,8 +19,11 @@ from monai_diffae.data import embeddings as tables
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.probes import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
-from monai_diffae.lazy import sessions
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Features, PathLike
+
+with on_first_use:
+    from monai_diffae.apps import session as sessions
 
 if TYPE_CHECKING:
     from monai_diffae.apps.evaluation.probe import Comparison

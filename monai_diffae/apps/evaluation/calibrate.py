@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from cyclopts import Group, Parameter
 
+from monai_diffae import inferers, metrics
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Choice, Reading, Seed, Split, UnbatchedRun
@@ -20,7 +21,16 @@ from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, counted, one_line
-from monai_diffae.lazy import bundles, cached, inferers, metrics, models, np, sessions, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import torch
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.bundle import model as models
+    from monai_diffae.data import cached
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge
 
+from monai_diffae import inferers, latents, metrics, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, run_once
 from monai_diffae.apps.settings import Figures, Reading, Run, Seed, ValidationChoice
@@ -19,7 +20,16 @@ from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, counted
-from monai_diffae.lazy import inferers, latents, metrics, np, npt, pd, pictures, representation, sessions, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    import torch
+
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.latents import representation
 
 if TYPE_CHECKING:
     Codes = npt.NDArray[np.float32]

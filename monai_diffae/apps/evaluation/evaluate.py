@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
+from monai_diffae import metrics
 from monai_diffae.apps.command import command
 from monai_diffae.apps.evaluation import quality_tables
 from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row
@@ -27,7 +28,15 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import progress
 from monai_diffae.diffusion.settings import DecoderName, SolverName
 from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_line
-from monai_diffae.lazy import bundles, metrics, pd, provenance, quality, sessions
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import pandas as pd
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import provenance
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.apps.evaluation import quality
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,12 @@ from monai_diffae.bundle.code import is_trusting
 from monai_diffae.bundle.folders import read_uses
 from monai_diffae.bundle.layout import MODEL_CARD, model_file
 from monai_diffae.bundle.model_file import checksum, read_description, unknown_targets
-from monai_diffae.lazy import loading, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import torch
+
+    from monai_diffae.bundle import loading
 
 _DECODING = ("steps", "invert_steps", "solver", "inversion", "spacing")
 _PROPERTIES = (

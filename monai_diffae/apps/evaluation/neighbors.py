@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
+from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed, UnbatchedRun
@@ -22,8 +23,19 @@ from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.data.progress import Failure, track, write_failures
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import latents, loading, np, npt, pd, pictures, provenance, sessions, tables, torch
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Features
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    import torch
+
+    from monai_diffae.apps import provenance
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.bundle import loading
+    from monai_diffae.data import embeddings as tables
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]

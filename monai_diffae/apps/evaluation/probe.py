@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 from rich import box
 from rich.table import Table
 
+from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
@@ -21,9 +22,18 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
-from monai_diffae.lazy import baselines, latents, np, pd, pictures, representation, tables, twins
-from monai_diffae.lazy import targets as labels
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Features
+
+with on_first_use:
+    import numpy as np
+    import pandas as pd
+
+    from monai_diffae.apps.evaluation import baselines
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.data.inspection import twins
+    from monai_diffae.latents import representation
+    from monai_diffae.latents import targets as labels
 
 if TYPE_CHECKING:
     from monai_diffae.latents.probing import EvaluatedProbe, ProbeSettings

@@ -16,7 +16,12 @@ from monai_diffae.apps.result import table_lines
 from monai_diffae.apps.settings import Process
 from monai_diffae.data.atomic import PartStore, write_atomic, write_csv
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.lazy import np, npt, pd
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]

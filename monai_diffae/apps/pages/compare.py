@@ -9,7 +9,12 @@ from monai_diffae.apps.pages.report import PageRun, Topics, page_result
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.steps import Steps
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import page_data, pages, sections
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.apps.pages import data as page_data
+    from monai_diffae.apps.pages import page as pages
+    from monai_diffae.apps.pages import sections
 
 
 @command

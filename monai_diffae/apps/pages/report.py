@@ -13,7 +13,12 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.steps import Outcome, Steps
 from monai_diffae.apps.tracking import log_to_training
-from monai_diffae.lazy import page_data, pages, sections
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.apps.pages import data as page_data
+    from monai_diffae.apps.pages import page as pages
+    from monai_diffae.apps.pages import sections
 
 logger = logging.getLogger(__name__)
 

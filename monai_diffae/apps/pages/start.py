@@ -25,7 +25,15 @@ from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import are_patients_known
 from monai_diffae.data.fingerprints import cohort_fingerprint
 from monai_diffae.errors import ConfigError, OtherResultsError, counted
-from monai_diffae.lazy import cohorts, page_data, pages, sections, speeds, twins
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.apps.pages import data as page_data
+    from monai_diffae.apps.pages import page as pages
+    from monai_diffae.apps.pages import sections
+    from monai_diffae.apps.training import speed as speeds
+    from monai_diffae.data import cohorts
+    from monai_diffae.data.inspection import twins
 
 _FEW_PATIENTS = 10
 _SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}

@@ -19,7 +19,10 @@ from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import ConfigError, counted, quoted
-from monai_diffae.lazy import loading
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.bundle import loading
 
 _NO_WEIGHTS = "no trained weights"  # in the data licence of a recipe
 _PAGE_HEADER = b"""---

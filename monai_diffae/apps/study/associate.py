@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 from rich import box
 from rich.table import Table
 
+from monai_diffae import pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line, find_command
 from monai_diffae.apps.result import Result, run_once, table_lines
@@ -22,7 +23,15 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, check_installed, counted
-from monai_diffae.lazy import association, np, npt, pd, pictures, statistics, tables, targets
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.latents import association, statistics, targets
 
 logger = logging.getLogger(__name__)
 

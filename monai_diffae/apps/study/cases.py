@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
+from monai_diffae import latents
 from monai_diffae.apps.settings import Split
 from monai_diffae.errors import CohortError
-from monai_diffae.lazy import latents, np, npt, pd, tables
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Features
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from monai_diffae.data import embeddings as tables
 
 if TYPE_CHECKING:
     from monai_diffae.latents.statistics import Floats

@@ -19,9 +19,17 @@ from monai_diffae.apps.study.cases import read_repeated
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import harmonization, np, npt, pd, tables
-from monai_diffae.lazy import targets as labels
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Features
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.latents import harmonization
+    from monai_diffae.latents import targets as labels
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Split, Writing
@@ -16,8 +17,16 @@ from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import latents, np, pd, pictures, provenance, statistics, tables, targets
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Features
+
+with on_first_use:
+    import numpy as np
+    import pandas as pd
+
+    from monai_diffae.apps import provenance
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.latents import statistics, targets
 
 logger = logging.getLogger(__name__)
 

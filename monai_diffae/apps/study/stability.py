@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from monai_diffae import pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.apps.settings import Seed, Writing
@@ -18,7 +19,15 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import CohortError, counted
-from monai_diffae.lazy import np, npt, pd, pictures, representation, tables
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.latents import representation
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from cyclopts import Group, Parameter
 
+from monai_diffae import latents, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun, pairs
@@ -23,7 +24,18 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import bundles, latents, np, npt, paths, provenance, sessions, tables, torch, transforms
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import provenance
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.inferers import paths
 
 # at the last =, because folders of files may have one in their names, as Hive's
 _PAIRS = Parameter(accepts_keys=False, n_tokens=-1, converter=partial(pairs, split=str.rpartition))

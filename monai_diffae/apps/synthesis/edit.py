@@ -20,7 +20,21 @@ from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case, PatientKey, key_beside
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import bundles, masks, np, npt, pd, provenance, representation, sessions, tables, torch, writing
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    import torch
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import provenance
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.data import masks
+    from monai_diffae.latents import representation
+    from monai_diffae.transforms import writing
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating[Any]]

@@ -32,8 +32,18 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.data.progress import Failure, check_any_usable, write_failures
 from monai_diffae.errors import ConfigError, ScanError, counted
-from monai_diffae.lazy import directions as lines
-from monai_diffae.lazy import np, pd, representation, sessions, tables, torch, writing
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.latents import directions as lines
+    from monai_diffae.latents import representation
+    from monai_diffae.transforms import writing
 
 if TYPE_CHECKING:
     from monai_diffae.latents.statistics import Codes as Floats

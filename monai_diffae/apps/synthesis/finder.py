@@ -22,7 +22,18 @@ from monai_diffae.data.cases import Case, PatientKey
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError, ScanError, counted
-from monai_diffae.lazy import bundles, counterfactual, loading, np, pd, sessions, tables, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.bundle import loading
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.inferers import counterfactual
 
 if TYPE_CHECKING:
     from monai_diffae.latents.statistics import Codes as Floats

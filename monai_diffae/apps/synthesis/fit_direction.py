@@ -12,14 +12,20 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from cyclopts import Parameter
 
+from monai_diffae import latents
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, OtherResultsError
-from monai_diffae.lazy import bundles, latents, provenance, tables
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
+
+with on_first_use:
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import provenance
+    from monai_diffae.data import embeddings as tables
 
 Kind = Literal["classes", "numbers"]
 _LARGEST = 100

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt
 from cyclopts import Parameter
 
+from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, images_in, remove_images, run_once
 from monai_diffae.apps.settings import Run, Sampling, Seed
@@ -20,7 +21,17 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import CohortError, ConfigError, counted
-from monai_diffae.lazy import bundles, latents, np, pd, pictures, sessions, tables, torch, writing
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import pandas as pd
+    import torch
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.transforms import writing
 
 Side = Literal["positive", "negative"]
 Format = Literal["png", "nii.gz"]

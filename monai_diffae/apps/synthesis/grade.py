@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from monai_diffae import latents
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, record_of, run_once
 from monai_diffae.apps.settings import Seed
@@ -15,7 +16,15 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import latents, np, pd, provenance, tables, targets
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import pandas as pd
+
+    from monai_diffae.apps import provenance
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.latents import targets
 
 logger = logging.getLogger(__name__)
 

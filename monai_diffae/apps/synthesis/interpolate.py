@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from monai_diffae import pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
@@ -15,7 +16,13 @@ from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import CohortError
-from monai_diffae.lazy import np, paths, pictures, sessions
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.inferers import paths
 
 
 @command

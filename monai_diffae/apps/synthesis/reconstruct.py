@@ -9,13 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from monai_diffae import inferers, metrics, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import counted
-from monai_diffae.lazy import inferers, metrics, np, npt, pd, pictures, sessions, torch, transforms
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    import torch
+
+    from monai_diffae.apps import session as sessions
 
 logger = logging.getLogger(__name__)
 

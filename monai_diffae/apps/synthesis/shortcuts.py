@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 from monai_diffae import latents
 from monai_diffae.apps.synthesis.users_model import ScoredCase
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import directions as lines
-from monai_diffae.lazy import np, npt, scans, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from monai_diffae.data import scans
+    from monai_diffae.latents import directions as lines
 
 if TYPE_CHECKING:
     Floats = npt.NDArray[Any]

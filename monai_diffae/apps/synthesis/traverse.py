@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
+from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run, Seed
@@ -20,7 +21,18 @@ from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import bundles, latents, np, npt, pd, pictures, provenance, sessions, tables, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    import torch
+
+    from monai_diffae import bundle as bundles
+    from monai_diffae.apps import provenance
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import embeddings as tables
 
 
 @Parameter(name="*", group=Group("Components", sort_key=2))

@@ -12,11 +12,19 @@ from typing import Annotated, Any, Literal, cast
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
+from monai_diffae import transforms
 from monai_diffae.apps.settings import Numbers
 from monai_diffae.bundle.code import refuse_code
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import ConfigError, ScanError, check_installed, counted, one_line, quoted, shortened
-from monai_diffae.lazy import bundles, np, npt, torch, transforms
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from monai_diffae import bundle as bundles
 
 _SUFFIXES = {".onnx": None, ".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # with what could run code
 

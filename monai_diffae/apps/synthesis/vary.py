@@ -8,13 +8,21 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
+from monai_diffae import pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, remove_images, run_once
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.lazy import pictures, scans, sessions, torch, writing
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import torch
+
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import scans
+    from monai_diffae.transforms import writing
 
 _IN_PICTURE = 8
 

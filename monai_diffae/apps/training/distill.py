@@ -12,6 +12,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
+from monai_diffae import engines, inferers, metrics
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
@@ -22,7 +23,14 @@ from monai_diffae.data.cases import spread_cases
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.lazy import cached, engines, inferers, metrics, paths, sessions, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import torch
+
+    from monai_diffae.apps import session as sessions
+    from monai_diffae.data import cached
+    from monai_diffae.inferers import paths
 
 
 @command

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from monai_diffae import inferers, networks
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once
 from monai_diffae.bundle import layout
@@ -21,7 +22,13 @@ from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError, check_installed, one_line, shortened
-from monai_diffae.lazy import inferers, loading, network_parts, networks, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import torch
+
+    from monai_diffae.bundle import loading
+    from monai_diffae.networks import network_parts
 
 logger = logging.getLogger(__name__)
 

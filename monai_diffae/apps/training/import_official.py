@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from monai_diffae import __version__
+from monai_diffae import __version__, networks, official
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.bundle import layout
@@ -24,7 +24,12 @@ from monai_diffae.bundle.model_file import checksum, write_model
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import networks, official, parsing, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import torch
+
+    from monai_diffae.bundle import parser as parsing
 
 logger = logging.getLogger(__name__)
 

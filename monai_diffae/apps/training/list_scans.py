@@ -14,8 +14,13 @@ from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, Columns
 from monai_diffae.data.cases import with_hashes
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import listings, surveys, twins
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Ids
+
+with on_first_use:
+    from monai_diffae.data.inspection import listing as listings
+    from monai_diffae.data.inspection import survey as surveys
+    from monai_diffae.data.inspection import twins
 
 
 @command

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from annotated_types import Gt, Le
 
+from monai_diffae import engines
 from monai_diffae.apps.command import command, config_file
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
@@ -20,7 +21,16 @@ from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
-from monai_diffae.lazy import case_sequences, cohort_split, cohorts, engines, parsing, speeds, surveys, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import torch
+
+    from monai_diffae.apps.training import speed as speeds
+    from monai_diffae.bundle import parser as parsing
+    from monai_diffae.data import cohort_split, cohorts
+    from monai_diffae.data import sequences as case_sequences
+    from monai_diffae.data.inspection import survey as surveys
 
 FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with useful models: 900 images, 161 volumes
 _GIB = 2**30

@@ -9,7 +9,10 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import samples
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.data import samples
 
 _NUM_PATIENTS, _SIZE, _MEDMNIST_SIZE = 1000, 48, 28
 

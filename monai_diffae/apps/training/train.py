@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Gt, Le
 
+from monai_diffae import engines
 from monai_diffae.apps.command import command, config_file, refuse_results_among_scans
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
@@ -22,8 +23,14 @@ from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError, find_diffae_error
-from monai_diffae.lazy import cohorts, engines, parsing, speeds, surveys, tensor_files
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
+
+with on_first_use:
+    from monai_diffae.apps.training import speed as speeds
+    from monai_diffae.bundle import parser as parsing
+    from monai_diffae.data import cohorts, tensor_files
+    from monai_diffae.data.inspection import survey as surveys
 
 if TYPE_CHECKING:
     import threading

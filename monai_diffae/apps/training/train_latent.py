@@ -14,7 +14,15 @@ from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError
-from monai_diffae.lazy import pd, provenance, statistics, tables, torch
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import pandas as pd
+    import torch
+
+    from monai_diffae.apps import provenance
+    from monai_diffae.data import embeddings as tables
+    from monai_diffae.latents import statistics
 
 
 @command

@@ -9,13 +9,21 @@ from typing import Any
 
 from rich.table import Table
 
+from monai_diffae import pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import Figures, Reading
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.data.progress import check_any_usable
 from monai_diffae.errors import ConfigError, counted
-from monai_diffae.lazy import cohorts, np, npt, pictures, scans, surveys
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import numpy as np
+    import numpy.typing as npt
+
+    from monai_diffae.data import cohorts, scans
+    from monai_diffae.data.inspection import survey as surveys
 
 _EXAMPLES = 3
 _TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"

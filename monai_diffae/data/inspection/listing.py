@@ -37,7 +37,10 @@ from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.data.sequences import CLASS_WORDS, are_modalities, count_sequences
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted, quoted
-from monai_diffae.lazy import pd
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    import pandas as pd
 
 _MAX_CLASSES = 12  # most values of a label that are listed
 

@@ -21,8 +21,13 @@ from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, progress, track
 from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
 from monai_diffae.errors import ScanError, counted
-from monai_diffae.lazy import pd, streamed
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour
+
+with on_first_use:
+    import pandas as pd
+
+    from monai_diffae.data import streamed
 
 _FORMULA = re.compile(r"[=@]|[+-].*[(|!]")
 _PERCENTILES = (0, 1, 50, 99, 100)

@@ -1,0 +1,16 @@
+from .checkpoint import CheckpointKeeper as CheckpointKeeper
+from .checkpoint import check_resumes as check_resumes
+from .logged_model import log_bundle as log_bundle
+from .mlflow import MLflowTracking as MLflowTracking
+from .mlflow import default_tracking_uri as default_tracking_uri
+from .pictures import FirstStagePictures as FirstStagePictures
+from .pictures import ReconstructionPictures as ReconstructionPictures
+from .progress import RunningStatistics as RunningStatistics
+from .progress import TrainingCurves as TrainingCurves
+from .progress import TrainingProgress as TrainingProgress
+from .scans import BadScans as BadScans
+from .scans import LatentRemover as LatentRemover
+from .scans import LatentScale as LatentScale
+from .validation import Validation as Validation
+from .validation import ZSemProbes as ZSemProbes
+from .weights import EMA as EMA

@@ -1,0 +1,15 @@
+from .anchored_encoder import AnchoredEncoder as AnchoredEncoder
+from .anchored_encoder import PatchWords as PatchWords
+from .anchored_encoder import PooledVoxels as PooledVoxels
+from .arguments import anisotropic_strides as anisotropic_strides
+from .autoencoder import PRESETS as PRESETS
+from .autoencoder import DiffusionAutoencoder as DiffusionAutoencoder
+from .autoencoder import build_autoencoder as build_autoencoder
+from .autoencoder import preset as preset
+from .denoising_unet import DenoisingUNet as DenoisingUNet
+from .encoder_adapter import EncoderAdapter as EncoderAdapter
+from .encoder_adapter import PlanarAdapter as PlanarAdapter
+from .first_stage import FirstStage as FirstStage
+from .latent_mlp import LatentMLP as LatentMLP
+from .monai_unet import CrossAttentionUNet as CrossAttentionUNet
+from .semantic_encoder import SemanticEncoder as SemanticEncoder
