@@ -17,8 +17,8 @@ from pathlib import Path
 import pandas as pd
 
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.evaluation.probe import Comparison, probe
-from monai_diffae.apps.settings import Training
+from monai_diffae.apps.evaluation.probe import probe
+from monai_diffae.apps.settings import Comparison, Training
 from monai_diffae.apps.training.train import train
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.data.samples import FACTORS, make_virtual_cohort

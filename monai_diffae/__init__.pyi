@@ -32,7 +32,7 @@ from .apps.synthesis.interpolate import interpolate as interpolate
 from .apps.synthesis.reconstruct import reconstruct as reconstruct
 from .apps.synthesis.traverse import traverse as traverse
 from .apps.synthesis.vary import vary as vary
-from .apps.training.demo import demo as demo
+from .apps.pages.demo import demo as demo
 from .apps.training.distill import distill as distill
 from .apps.training.export import export as export
 from .apps.training.import_official import import_official as import_official

@@ -76,7 +76,7 @@ def test_the_wheel_contains_the_package_the_bundles_and_the_overlays(dist):
     wheel = next(dist.glob("*.whl"))
     assert wheel.stat().st_size < 60_000_000
     names = set(zipfile.ZipFile(wheel).namelist())
-    pages = {"monai_diffae/explorer/page/index.html", "monai_diffae/apps/pages/templates/report.html"}
+    pages = {"monai_diffae/explorer/page/index.html", "monai_diffae/apps/templates/report.html"}
     assert {"monai_diffae/py.typed", *pages} <= names
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert f"monai_diffae-{__version__}.dist-info/licenses/LICENSE" in names

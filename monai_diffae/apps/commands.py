@@ -47,7 +47,7 @@ _START, _TRAIN, _EMBED, _MAKE, _EVALUATE = "Start", "Train", "Embed", "Make imag
 _ANNOTATE, _SHARE = "Annotate with MONAI Label", "Share"
 
 COMMANDS: tuple[Command, ...] = (
-    Command("apps.training.demo", _START, "--out demo"),
+    Command("apps.pages.demo", _START, "--out demo"),
     Command("apps.pages.start", _START, "scans/ first_hour --minutes 10"),
     Command("apps.training.sample_data", _START, "virtual --num-patients 200"),
     Command("apps.training.list_scans", _START, "scans scans.csv --table participants.csv"),

@@ -16,7 +16,8 @@ from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
-from monai_diffae.data.fingerprints import file_checksum, json_digest, scan_contents, scan_states
+from monai_diffae.data.fingerprints import file_checksum, json_digest
+from monai_diffae.data.scan_states import scan_contents, scan_states
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike

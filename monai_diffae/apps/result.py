@@ -25,7 +25,7 @@ from monai_diffae.lazy import on_first_use
 with on_first_use:
     import pandas as pd
 
-    from monai_diffae.apps.pages import page as pages
+    from monai_diffae.apps import html
     from monai_diffae.data import embeddings as tables
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Result:
         return table.drop(columns=tables.z_columns(table)[_MOST_SHOWN:])
 
     def _repr_html_(self) -> str:
-        return pages.result_html(self)
+        return html.render("result.html", result=self, address=lambda file: html.data_address(file.read_bytes()))
 
 
 def failed_cases(num_failed: int, num_cases: int, failures_name: str = "failures.csv") -> str | None:

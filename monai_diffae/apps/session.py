@@ -24,9 +24,10 @@ from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, SplitOrigin
 from monai_diffae.data.cohort_split import ModelImages, SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
-from monai_diffae.data.fingerprints import json_digest, scan_contents
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.inspection.survey import survey_cohort
 from monai_diffae.data.progress import Failure, track, write_failures
+from monai_diffae.data.scan_states import scan_contents
 from monai_diffae.errors import CohortError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.policies import PathLike

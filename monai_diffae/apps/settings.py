@@ -21,7 +21,7 @@ from monai_diffae.data.atomic import write_atomic
 from monai_diffae.diffusion.settings import DecoderName, InversionName, SolverName, SpacingName
 from monai_diffae.errors import CohortError, ConfigError, quoted
 from monai_diffae.lazy import on_first_use
-from monai_diffae.policies import Colour, Uneven
+from monai_diffae.policies import Colour, Features, Uneven
 
 with on_first_use:
     import torch
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Split = Literal["train", "val", "test"]
+Encoder = Literal["trained", "untrained", "pca", "words", "planar"]
+PixelBaseline = Literal["pca", "intensity"]
 Seed = Annotated[int, Ge(0), Lt(2**32)]
 """A random seed that NumPy, scikit-learn and torch all take."""
 
@@ -270,6 +272,74 @@ class Training(Planning):
 
 
 # -- processes that share the work: those of ``torchrun``, or the jobs of a Slurm array --------------------------------
+
+
+@Parameter(name="*", group=Group("Encoder", sort_key=1))
+@dataclass(frozen=True)
+class Encoding:
+    """What encodes the scans."""
+
+    encoder: Encoder = "trained"
+    """``trained``, or an encoder that needs no training: ``untrained``, ``pca``, ``words`` or ``planar``."""
+    weights: Path | None = None
+    """File of the weights of ``planar``: a state dict, ``.pth`` or ``.safetensors``. Nothing is downloaded."""
+    backbone: str = "alexnet"
+    """Network of ``planar``: a name of torchvision's, such as ``resnet50`` or ``vit_b_16``, or ``timm:NAME``."""
+    layers: Sequence[str] = ()
+    """Layers of the backbone that give the features; there is a default for AlexNet, ResNet, ConvNeXt and ViT."""
+    seed: Seed = 0
+    """Random seed of the weights of ``untrained``."""
+
+
+@Parameter(name="*", group=Group("Comparison", sort_key=3))
+@dataclass(frozen=True)
+class Comparison:
+    """What z_sem is compared with."""
+
+    features: Sequence[Features] = ("z",)
+    """Features of the table: ``z`` (z_sem) and ``wide`` (of ``embed --features wide``); all others are compared with
+    the first."""
+    baselines: NamedFiles = field(default_factory=dict)
+    """Features to compare with: CSV or Parquet tables with a column id, e.g. ``radiomics=radiomics.csv``, or the
+    embeddings of another model."""
+    pixel_baselines: Sequence[PixelBaseline] = ()
+    """Features to compute from the pixels and to compare with; these need ``bundle`` and ``cohort``."""
+    together: Sequence[str] = ()
+    """Also predict from several of these features side by side, e.g. ``wide planar``: ``z``, ``wide``, ``pca``,
+    ``intensity`` and the names of ``baselines``."""
+    bundle: Path | None = None
+    """Folder of the bundle that made the embeddings; used only for ``pixel_baselines``."""
+    cohort: Path | None = None
+    """The cohort that was embedded: folder, CSV/TSV, MONAI datalist or single scan."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Topics:
+    """What a report is about, beside the model itself."""
+
+    targets: Sequence[str] = ()
+    """Label columns to predict; scans are edited along the first two that z_sem predicts; by default those that are
+    found."""
+    scanner: str | None = None
+    """Column with the scanner: the page says how well z_sem and the baselines tell it."""
+    repeat: str | None = None
+    """Column that tells the scans of a patient apart: the page says how reliable z_sem is."""
+    explained: Sequence[Path] = ()
+    """Folders of results of ``explain`` with this bundle, to show on the page."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PageRun:
+    """How a page and the results that it shows are made."""
+
+    embed: bool = False
+    """Copy all pictures into the page, which can then be sent as a single file of less than 15 MB."""
+    device: str | None = None
+    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
+    overwrite: bool = False
+    """Replace existing results."""
 
 
 @dataclass(frozen=True)

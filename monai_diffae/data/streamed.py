@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from monai_diffae.data.fingerprints import item_hash
 from monai_diffae.data.progress import Failure, SkippedCases
+from monai_diffae.data.scan_states import item_hash
 from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_line
 
 Arrays = dict[str, NDArray[np.float32]]

@@ -13,7 +13,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.types import ASGIApp
 
 from monai_diffae import __version__
-from monai_diffae.apps.pages.page import SHARED, TEMPLATES
+from monai_diffae.apps.html import SHARED, TEMPLATES
 from monai_diffae.explorer.exploration import Exploration, Recipe
 from monai_diffae.explorer.studio import SupersededError
 from monai_diffae.serving.answers import answered

@@ -15,10 +15,11 @@ from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple_rep
 from numpy.typing import NDArray
 
-from monai_diffae.data.fingerprints import file_state, split_channel
+from monai_diffae.data.fingerprints import split_channel
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.masks import read_mask
+from monai_diffae.data.scan_states import file_state
 from monai_diffae.data.scans import (
     Axis,
     Scan,

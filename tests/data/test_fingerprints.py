@@ -9,7 +9,7 @@ import SimpleITK as sitk
 import torch
 from dicom_files import save_series
 
-from monai_diffae.data.fingerprints import content_hash, file_state
+from monai_diffae.data.scan_states import content_hash, file_state
 from monai_diffae.errors import ConfigError, ScanError, UnsafeInputError
 from monai_diffae.handlers.checkpoint import read_checkpoint
 

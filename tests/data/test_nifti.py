@@ -11,7 +11,7 @@ from nibabel.nifti1 import Nifti1Extension
 from scan_files import grown_mb, refusal, values
 
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.fingerprints import cohort_fingerprint
+from monai_diffae.data.scan_states import cohort_fingerprint
 from monai_diffae.data.scans import ScanNeeds, read_scan, read_shape
 from monai_diffae.errors import ScanError
 from monai_diffae.transforms import write_native

@@ -6,7 +6,7 @@ import functools
 import glob
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from operator import itemgetter
@@ -18,13 +18,14 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, only_run, write_record
-from monai_diffae.apps.settings import Choice, Reading, Run, Seed, colour_values, this_process
+from monai_diffae.apps.settings import Choice, Encoder, Encoding, Reading, Run, colour_values, this_process
 from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.data.atomic import PartStore, is_abandoned, remove_abandoned, write_atomic
 from monai_diffae.data.cases import are_patients_known, folder_key
-from monai_diffae.data.fingerprints import json_digest, scan_states
+from monai_diffae.data.fingerprints import json_digest
+from monai_diffae.data.scan_states import scan_states
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour, Features
@@ -40,28 +41,10 @@ with on_first_use:
 logger = logging.getLogger(__name__)
 
 Pool = Literal["none", "mean", "mean_std"]
-Encoder = Literal["trained", "untrained", "pca", "words", "planar"]
 
 _SUFFIXES = (".parquet", ".csv")
 _SUM_DIGITS = 12
 _OVERLAP = 0.25
-
-
-@Parameter(name="*", group=Group("Encoder", sort_key=1))
-@dataclass(frozen=True)
-class Encoding:
-    """What encodes the scans."""
-
-    encoder: Encoder = "trained"
-    """``trained``, or an encoder that needs no training: ``untrained``, ``pca``, ``words`` or ``planar``."""
-    weights: Path | None = None
-    """File of the weights of ``planar``: a state dict, ``.pth`` or ``.safetensors``. Nothing is downloaded."""
-    backbone: str = "alexnet"
-    """Network of ``planar``: a name of torchvision's, such as ``resnet50`` or ``vit_b_16``, or ``timm:NAME``."""
-    layers: Sequence[str] = ()
-    """Layers of the backbone that give the features; there is a default for AlexNet, ResNet, ConvNeXt and ViT."""
-    seed: Seed = 0
-    """Random seed of the weights of ``untrained``."""
 
 
 @Parameter(name="*", group=Group("Rows", sort_key=1))

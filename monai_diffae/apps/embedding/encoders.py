@@ -36,7 +36,7 @@ from monai_diffae.official.checkpoint_files import named_after, read_weights
 from monai_diffae.policies import PathLike
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.embedding.embed import Encoding
+    from monai_diffae.apps.settings import Encoding
 
 logger = logging.getLogger(__name__)
 

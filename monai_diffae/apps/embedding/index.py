@@ -24,8 +24,9 @@ from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.atomic import ProcessLock, write_atomic
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import expand_slices
-from monai_diffae.data.fingerprints import file_state, json_digest
+from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import progress
+from monai_diffae.data.scan_states import file_state
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.policies import PathLike

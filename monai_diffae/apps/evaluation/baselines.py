@@ -26,7 +26,7 @@ with on_first_use:
     from monai_diffae.apps import session as sessions
 
 if TYPE_CHECKING:
-    from monai_diffae.apps.evaluation.probe import Comparison
+    from monai_diffae.apps.settings import Comparison
 logger = logging.getLogger(__name__)
 
 _LARGE_GIB = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,14 +16,13 @@ from rich.table import Table
 from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, run_once, table_lines
-from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, NamedFiles, Reading, Seed, Split, Writing
+from monai_diffae.apps.settings import NONE_GIVEN, Comparison, LabelKinds, Reading, Seed, Split, Writing
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
 from monai_diffae.lazy import on_first_use
-from monai_diffae.policies import Features
 
 with on_first_use:
     import numpy as np
@@ -42,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 EvaluationName = Literal["split", "cv"]
 ProbeName = Literal["linear", "knn", "boosting"]
-PixelBaseline = Literal["pca", "intensity"]
 
 _FAILURES, _EXAMPLES = "probe_failures.csv", 3
 _TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png",)
@@ -51,28 +49,6 @@ _FEW_LABEL_COLUMNS = (
     "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
 )  # fmt: skip
 _LEFT_OUT_COLUMNS = ("target", "features", "probe", "metric", "left_out", "num_test", "score", "low", "high")
-
-
-@Parameter(name="*", group=Group("Comparison", sort_key=3))
-@dataclass(frozen=True)
-class Comparison:
-    """What z_sem is compared with."""
-
-    features: Sequence[Features] = ("z",)
-    """Features of the table: ``z`` (z_sem) and ``wide`` (of ``embed --features wide``); all others are compared with
-    the first."""
-    baselines: NamedFiles = field(default_factory=dict)
-    """Features to compare with: CSV or Parquet tables with a column id, e.g. ``radiomics=radiomics.csv``, or the
-    embeddings of another model."""
-    pixel_baselines: Sequence[PixelBaseline] = ()
-    """Features to compute from the pixels and to compare with; these need ``bundle`` and ``cohort``."""
-    together: Sequence[str] = ()
-    """Also predict from several of these features side by side, e.g. ``wide planar``: ``z``, ``wide``, ``pca``,
-    ``intensity`` and the names of ``baselines``."""
-    bundle: Path | None = None
-    """Folder of the bundle that made the embeddings; used only for ``pixel_baselines``."""
-    cohort: Path | None = None
-    """The cohort that was embedded: folder, CSV/TSV, MONAI datalist or single scan."""
 
 
 @Parameter(name="*", group=Group("Probes", sort_key=2))

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.pages.report import PageRun, Topics, page_result
+from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
+from monai_diffae.apps.settings import PageRun, Topics
 from monai_diffae.apps.steps import Steps
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
+    from monai_diffae.apps import html
     from monai_diffae.apps.pages import data as page_data
-    from monai_diffae.apps.pages import page as pages
     from monai_diffae.apps.pages import sections
 
 
@@ -57,7 +58,7 @@ def compare(
         model.run_common(cases=models[0].shown_cases)
     if models[0].result("embeddings") is not None:
         models[0].evaluate(bundle, out)
-    page = pages.write_page(out / "compare.html", "report.html", embed=run.embed, **sections.Report(models).values())
+    page = html.write_page(out / "compare.html", "report.html", embed=run.embed, **sections.Report(models).values())
     return page_result(page, steps.outcomes)
 
 

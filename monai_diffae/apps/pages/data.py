@@ -14,10 +14,9 @@ from pandas.api.types import is_numeric_dtype
 from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
-from monai_diffae.apps.pages.report import PageRun, Topics
 from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.apps.session import Session, split_for
-from monai_diffae.apps.settings import Run
+from monai_diffae.apps.settings import PageRun, Run, Topics
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.apps.training.plan import FEW_SCANS
 from monai_diffae.bundle.layout import LATENT_MODEL, model_file, models_folder

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from monai_diffae.apps.html import data_address
 from monai_diffae.apps.pages.data import ReportData
-from monai_diffae.apps.pages.page import data_address
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.bundle import TrainedBundle

@@ -4,52 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
+from monai_diffae.apps.settings import PageRun, Topics
 from monai_diffae.apps.steps import Outcome, Steps
 from monai_diffae.apps.tracking import log_to_training
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
+    from monai_diffae.apps import html
     from monai_diffae.apps.pages import data as page_data
-    from monai_diffae.apps.pages import page as pages
     from monai_diffae.apps.pages import sections
 
 logger = logging.getLogger(__name__)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Topics:
-    """What a report is about, beside the model itself."""
-
-    targets: Sequence[str] = ()
-    """Label columns to predict; scans are edited along the first two that z_sem predicts; by default those that are
-    found."""
-    scanner: str | None = None
-    """Column with the scanner: the page says how well z_sem and the baselines tell it."""
-    repeat: str | None = None
-    """Column that tells the scans of a patient apart: the page says how reliable z_sem is."""
-    explained: Sequence[Path] = ()
-    """Folders of results of ``explain`` with this bundle, to show on the page."""
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class PageRun:
-    """How a page and the results that it shows are made."""
-
-    embed: bool = False
-    """Copy all pictures into the page, which can then be sent as a single file of less than 15 MB."""
-    device: str | None = None
-    """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
-    overwrite: bool = False
-    """Replace existing results."""
 
 
 @command
@@ -88,7 +57,7 @@ def report(
     data.collect()
     logger.info("\nWrite the page")
     values = sections.Report([data]).values()
-    page = pages.write_page(out / "report.html", "report.html", embed=run.embed, **values)
+    page = html.write_page(out / "report.html", "report.html", embed=run.embed, **values)
     if run.embed:
         log_to_training(bundle, {}, [page], "report", is_private=True)
     return page_result(page, steps.outcomes, values["answers"])

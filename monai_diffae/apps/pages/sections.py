@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 
 from monai_diffae import __version__
+from monai_diffae.apps.html import number
 from monai_diffae.apps.pages.data import CONFLICTS, ReportData
 from monai_diffae.apps.pages.figures import Axes, Series, line_chart
 from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, edit_frames, sample_thumbnails
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
-from monai_diffae.apps.pages.page import number
 from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
 from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.bundle.layout import model_file

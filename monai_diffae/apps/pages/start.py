@@ -16,20 +16,20 @@ from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
-from monai_diffae.apps.pages.report import PageRun, Topics, page_result
+from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Columns, Sequences
+from monai_diffae.apps.settings import Columns, PageRun, Sequences, Topics
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import are_patients_known
-from monai_diffae.data.fingerprints import cohort_fingerprint
+from monai_diffae.data.scan_states import cohort_fingerprint
 from monai_diffae.errors import ConfigError, OtherResultsError, counted
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
+    from monai_diffae.apps import html
     from monai_diffae.apps.pages import data as page_data
-    from monai_diffae.apps.pages import page as pages
     from monai_diffae.apps.pages import sections
     from monai_diffae.apps.training import speed as speeds
     from monai_diffae.data import cohorts
@@ -105,7 +105,7 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
     data = first.run()
     logger.info("\nWrite the page")
     next_lines, values = list(first.next_lines(data)), sections.Report([data]).values()
-    page = pages.write_page(
+    page = html.write_page(
         out / "index.html", "start.html", **values, summary=summary, next_lines=next_lines,
         outcomes=first.steps.with_earlier(),
     )  # fmt: skip

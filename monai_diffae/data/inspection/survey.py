@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case, cases_of_one_file, files_in_two_splits, patients_in_two_splits, spread_cases
-from monai_diffae.data.fingerprints import digest, item_hash, scan_states
+from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats.scan import Doubt, Floats, Header
 from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find_twins, report_twins, scan_print
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, progress, track
+from monai_diffae.data.scan_states import item_hash, scan_states
 from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
 from monai_diffae.errors import ScanError, counted
 from monai_diffae.lazy import on_first_use

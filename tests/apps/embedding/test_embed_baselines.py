@@ -14,10 +14,10 @@ from torchvision.models import squeezenet1_1
 
 from monai_diffae import DiffAEEncoder, edit, embed, fit_direction, load_bundle, neighbors, train_latent, traverse
 from monai_diffae.apps.embedding import encoders
-from monai_diffae.apps.embedding.embed import Encoding
 from monai_diffae.apps.embedding.encoders import open_backbone
 from monai_diffae.apps.evaluation.baselines import table_features
 from monai_diffae.apps.session import Session
+from monai_diffae.apps.settings import Encoding
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.embeddings import label_columns, matrix, read_embeddings, z_matrix

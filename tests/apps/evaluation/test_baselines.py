@@ -6,8 +6,7 @@ import pytest
 from tiny_bundles import rewrite, scaled
 
 from monai_diffae.apps.evaluation.baselines import open_images, pixel_features, read_features
-from monai_diffae.apps.evaluation.probe import Comparison
-from monai_diffae.apps.settings import Reading
+from monai_diffae.apps.settings import Comparison, Reading
 from monai_diffae.data.embeddings import read_embeddings
 from monai_diffae.data.progress import Failure, write_failures
 from monai_diffae.errors import CohortError, ConfigError

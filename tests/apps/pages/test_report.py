@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 
 from monai_diffae import compare, report
+from monai_diffae.apps.html import number
 from monai_diffae.apps.pages.data import ReportData
-from monai_diffae.apps.pages.page import number
-from monai_diffae.apps.pages.report import PageRun
 from monai_diffae.apps.pages.sections import _cautions
+from monai_diffae.apps.settings import PageRun
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import CohortError, ConfigError

@@ -14,14 +14,14 @@ import torch
 from markupsafe import Markup
 from PIL import Image
 
-from monai_diffae.apps.pages import page
+from monai_diffae.apps import html as page
+from monai_diffae.apps.html import Pictures, render
 from monai_diffae.apps.pages.data import ReportData, find_examples, find_positive, find_targets
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.images import ReportImages, _write_strips, enlarged
-from monai_diffae.apps.pages.page import Pictures, render
-from monai_diffae.apps.pages.report import PageRun
 from monai_diffae.apps.pages.scores import quality_values
 from monai_diffae.apps.pages.sections import Report, Section, scanner_section
+from monai_diffae.apps.settings import PageRun
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.pictures import shown, three_planes
 

@@ -149,7 +149,7 @@ def test_the_demo_starts_with_a_virtual_cohort_and_keeps_it(tmp_path, monkeypatc
         calls.append((cohort, out, options))
         return SimpleNamespace(folder=out)
 
-    monkeypatch.setattr("monai_diffae.apps.training.demo.start", start)
+    monkeypatch.setattr("monai_diffae.apps.pages.demo.start", start)
     caplog.set_level("INFO", "monai_diffae")
     for _ in range(2):
         assert demo(tmp_path, num_patients=20, size=16, minutes=1, device="cpu").folder == tmp_path

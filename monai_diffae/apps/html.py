@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,9 +17,6 @@ from markupsafe import Markup
 from PIL import Image
 
 from monai_diffae.data.atomic import write_atomic
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.result import Result
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +96,3 @@ def write_page(file: Path, template: str, *, embed: bool = False, **values: Any)
         text = "%s: has %.1f MB (at most %.0f can be sent), with its pictures scaled to %.0f %% of their size%s"
         logger.warning(text, file.name, size / 1e6, MOST_BYTES / 1e6, 100 * scale, advice)
     return write_atomic(file, lambda temporary: temporary.write_text(html, encoding="utf-8"))
-
-
-def result_html(result: Result) -> str:
-    """The lines, the table and the pictures of a result, as HTML that needs no other file."""
-    return render("result.html", result=result, address=lambda file: data_address(file.read_bytes()))
