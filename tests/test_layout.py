@@ -1,55 +1,59 @@
-"""The layout that CONTRIBUTING.md describes: every room is named, functions stay small, no room grows."""
+"""The layout that CONTRIBUTING.md describes: every room is named, functions stay small, no room grows much."""
 
 from __future__ import annotations
 
 import ast
 import re
+import tokenize
 from collections import Counter
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import suite_limits
 
 import monai_diffae
+from monai_diffae.apps.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "monai_diffae"
 MOST_PARAMETERS = 12
 
 BUDGETS = {
-    ".": (340, 6),
-    "apps": (1_590, 10),
-    "apps/embedding": (1_620, 8),
-    "apps/evaluation": (2_860, 12),
-    "apps/pages": (2_250, 12),
-    "apps/sharing": (440, 5),
-    "apps/study": (1_070, 7),
-    "apps/synthesis": (2_750, 15),
-    "apps/training": (2_390, 14),
-    "bundle": (3_100, 12),
-    "cli": (270, 3),
-    "data": (7_750, 33),
-    "diffusion": (1_450, 8),
-    "engines": (1_420, 12),
-    "explorer": (960, 7),
-    "handlers": (1_630, 10),
-    "inferers": (1_010, 7),
-    "label": (1_930, 11),
-    "latents": (4_120, 17),
-    "metrics": (690, 7),
-    "networks": (2_420, 13),
-    "official": (620, 5),
-    "pictures": (830, 5),
-    "serving": (160, 4),
-    "transforms": (1_300, 6),
+    ".": (1.5, 35),
+    "apps": (12, 90),
+    "apps/embedding": (13.5, 30),
+    "apps/evaluation": (25.5, 60),
+    "apps/pages": (18.5, 62),
+    "apps/sharing": (3, 8),
+    "apps/study": (9, 18),
+    "apps/synthesis": (23.5, 66),
+    "apps/training": (16.5, 51),
+    "bundle": (22.5, 141),
+    "cli": (2, 5),
+    "data": (61.5, 340),
+    "diffusion": (8.5, 50),
+    "engines": (9, 46),
+    "explorer": (7.5, 28),
+    "handlers": (11.5, 45),
+    "inferers": (6, 25),
+    "label": (14, 54),
+    "latents": (33.5, 135),
+    "metrics": (4.5, 30),
+    "networks": (15, 55),
+    "official": (4, 20),
+    "pictures": (8, 30),
+    "serving": (1, 12),
+    "transforms": (9.5, 28),
 }
-"""Lines and files of each room, with a little slack. Who raises one says in the commit why the room is worth more."""
+"""Tokens of code (docstrings and comments do not count), in thousands, and public names of each room."""
+
+SLACK = 1.1
+"""A room may grow by a tenth. Who raises a budget says in the commit why the room is worth more."""
 
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_LINES = 30_600
+TEST_TOKENS = 320  # thousands
 TEST_FUNCTIONS = 1_400
 TRAININGS = 48
 
@@ -64,20 +68,41 @@ def rooms() -> dict[str, list[Path]]:
     return found
 
 
-def count_lines(files: Iterable[Path]) -> int:
-    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files)
+def count_tokens(path: Path) -> int:
+    texts = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    owners = [node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    docs = [each.value for owner in owners for each in owner.body if isinstance(each, ast.Expr)]
+    lines = {node.lineno for node in docs if isinstance(node, ast.Constant)}
+    with path.open("rb") as stream:
+        tokens = [*tokenize.tokenize(stream.readline)]
+    return sum(
+        token.type in texts and not (token.type == tokenize.STRING and token.start[0] in lines) for token in tokens
+    )
 
 
-def test_no_room_grows():
-    sizes = {name: (count_lines(files), len(files)) for name, files in rooms().items()}
+def public_names(path: Path) -> list[str]:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    names = [node.name for node in body if isinstance(node, (ast.ClassDef, ast.FunctionDef))]
+    assigned = [node.targets[0] for node in body if isinstance(node, ast.Assign)]
+    names += [target.id for target in assigned if isinstance(target, ast.Name)]
+    return [name for name in names if not name.startswith("_")]
+
+
+def test_no_room_grows_by_more_than_a_tenth():
+    sizes = {
+        name: (sum(map(count_tokens, files)) / 1000, sum(len(public_names(path)) for path in files))
+        for name, files in rooms().items()
+    }
     assert sizes.keys() == BUDGETS.keys()
-    assert {n: size for n, size in sizes.items() if size[0] > BUDGETS[n][0] or size[1] > BUDGETS[n][1]} == {}
+    large = {n: size for n, size in sizes.items() if any(a > SLACK * b for a, b in zip(size, BUDGETS[n], strict=True))}
+    assert large == {}
     folders = Counter(path.parent for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
     assert {str(folder): number for folder, number in folders.items() if number > MOST_FILES} == {}
 
 
 def test_the_tests_do_not_grow():
-    assert count_lines((ROOT / "tests").rglob("*.py")) <= TEST_LINES
+    assert sum(map(count_tokens, (ROOT / "tests").rglob("*.py"))) <= TEST_TOKENS * 1000
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     assert sum(len(re.findall(r"^ *def test_", text, flags=re.M)) for text in texts) <= TEST_FUNCTIONS
     assert sum(suite_limits.TRAININGS.values()) <= TRAININGS
@@ -116,6 +141,7 @@ def test_every_public_package_says_what_is_public():
 
 
 def test_every_name_of_the_public_door_opens():
+    assert {command.function for command in COMMANDS} <= {*monai_diffae.__all__}
     assert [name for name in monai_diffae.__all__ if not hasattr(monai_diffae, name)] == []
 
 

@@ -1,14 +1,12 @@
-"""``make configs`` writes the bundle runs of commands, the ``train.json`` of shipped weights, and the doors' stubs."""
+"""``make configs`` writes the bundle runs of commands and the ``train.json`` of shipped weights."""
 
 import inspect
 import json
 import shutil
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from monai_diffae import lazy
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.bundle.description import as_json
 from monai_diffae.bundle.folders import init_bundle, names_with_weights
@@ -63,36 +61,7 @@ def write_training_config(bundle):
         shutil.copyfile(recipe / "configs" / "train.json", bundle / "configs" / "train.json")
 
 
-def door_stub(package):
-    """The text of a package's ``__init__.pyi``, by which editors and type checkers know what the door opens."""
-    modules = import_module(package).MODULES
-    names = sorted(modules, key=lambda name: (modules[name], not name.isupper(), name))  # as ruff sorts imports
-    imports = [f"from {package}.{modules[name]} import {name} as {name}" for name in names]
-    version = ["__version__: str"] if package == "monai_diffae" else []
-    return "\n".join([*imports, "", *version, "MODULES: dict[str, str]", "__all__: list[str]", ""])
-
-
-def lazy_stub():
-    """The text of ``lazy.pyi``."""
-    lines = {name: f"import {path}" + (f" as {name}" if name != path else "") for name, path in lazy.MODULES.items()}
-    inside = sorted(line for line in lines.values() if "monai_diffae" in line)
-    outside = [line for line in lines.values() if line not in inside]
-    names = ["__all__ = [", *(f'    "{name}",' for name in sorted(["attach", *lines])), "]"]
-    attach = "def attach(room: str, modules: Mapping[str, str]) -> Callable[[str], Any]: ..."
-    first = ["from collections.abc import Callable, Mapping", "from typing import Any"]
-    return "\n".join([*first, "", *outside, "", *inside, "", *names, "", attach, ""])
-
-
-def stubs():
-    """The texts of all stubs, by their files."""
-    doors = ROOT.glob("monai_diffae/**/__init__.pyi")
-    texts = {file: door_stub(".".join(file.parent.relative_to(ROOT).parts)) for file in doors}
-    return {**texts, ROOT / "monai_diffae" / "lazy.pyi": lazy_stub()}
-
-
 if __name__ == "__main__":
-    for file, text in stubs().items():
-        file.write_text(text)
     for folder in (ROOT / "bundles").iterdir():
         update_command_configs(folder)
         if folder.name in names_with_weights():
