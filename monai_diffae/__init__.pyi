@@ -9,6 +9,7 @@ from .apps.evaluation.info import info as info
 from .apps.evaluation.neighbors import neighbors as neighbors
 from .apps.evaluation.probe import probe as probe
 from .apps.pages.compare import compare as compare
+from .apps.pages.demo import demo as demo
 from .apps.pages.report import report as report
 from .apps.pages.start import start as start
 from .apps.settings import Choice as Choice
@@ -32,7 +33,6 @@ from .apps.synthesis.interpolate import interpolate as interpolate
 from .apps.synthesis.reconstruct import reconstruct as reconstruct
 from .apps.synthesis.traverse import traverse as traverse
 from .apps.synthesis.vary import vary as vary
-from .apps.pages.demo import demo as demo
 from .apps.training.distill import distill as distill
 from .apps.training.export import export as export
 from .apps.training.import_official import import_official as import_official

@@ -24,8 +24,8 @@ def complete_design(patients: ArrayLike, repeats: ArrayLike) -> NDArray[np.intp]
     patient, repeat = numbered_groups(patients), numbered_groups(repeats)
     if repeat.max(initial=0) >= _MOST_REPEATS:
         raise ConfigError(
-            f"repeat: has {repeat.max() + 1} different values, at most {_MOST_REPEATS} can be compared; give a column "
-            "that numbers the visits of each patient"
+            f"repeats: there are {repeat.max() + 1} different ones, at most {_MOST_REPEATS} can be compared; number the "
+            "visits of each patient"
         )
     first = np.full((patient.max(initial=0) + 1, repeat.max(initial=0) + 1), -1, np.intp)
     first[patient[::-1], repeat[::-1]] = np.arange(len(patient))[::-1]
@@ -33,7 +33,7 @@ def complete_design(patients: ArrayLike, repeats: ArrayLike) -> NDArray[np.intp]
     designs = [first[(first[:, :k] >= 0).all(axis=1), :k] for k in range(2, first.shape[1] + 1)]
     rows = max(designs, key=lambda design: design.size, default=first[:0])
     if len(rows) < 2:
-        raise ConfigError("repeat: fewer than two patients have two different repeats; give the column of the visits")
+        raise ConfigError("repeats: fewer than two patients have two different ones; number the visits of each patient")
     return rows
 
 
@@ -99,11 +99,11 @@ def variance_components(values: ArrayLike, patients: ArrayLike, scanners: ArrayL
     patient_squares = squares - (sums_s**2 / num_s[:, None]).sum(axis=0) - rest_squares
     df = len(x) - len(num_p) - rank
     if df < 1:
-        raise ConfigError("repeat: no patient has two scans, or too few have; give repeated scans")
+        raise ConfigError("patients: none has two scans, or too few have; give repeated scans")
     if scanners is not None and rank == 0:
         raise ConfigError(
-            "scanner: no patient was scanned on two scanners, so scanners and patients cannot be told apart; omit "
-            "scanner, or add patients who were"
+            "scanners: no patient was scanned on two, so scanners and patients cannot be told apart; omit the scanners, "
+            "or add patients who were"
         )
     rest = np.maximum(rest_squares, 0) / df
     scanner = (scanner_squares - rank * rest) / np.trace(within) if rank else np.zeros_like(rest)

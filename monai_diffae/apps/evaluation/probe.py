@@ -213,7 +213,7 @@ def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str |
 
 
 def _result(figures: Mapping[str, Any], alike: TableTwins, folder: Path | None, skipped: bool) -> Result:
-    from monai_diffae.latents.probing.verdicts import find_verdicts
+    from monai_diffae.apps.evaluation.verdicts import find_verdicts
 
     for target, reason in figures["omitted_targets"].items():
         logger.warning("target '%s' is omitted: %s", target, reason)

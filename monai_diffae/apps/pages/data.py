@@ -14,6 +14,7 @@ from pandas.api.types import is_numeric_dtype
 from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
+from monai_diffae.apps.evaluation.verdicts import Verdict
 from monai_diffae.apps.result import read_record, record_of
 from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.settings import PageRun, Run, Topics
@@ -27,7 +28,6 @@ from monai_diffae.data.cases import TWINS, Case, label_names, marks_twins, safe_
 from monai_diffae.data.embeddings import label_columns, read_embeddings
 from monai_diffae.data.inspection.twins import are_classes
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.probing.verdicts import Verdict
 from monai_diffae.latents.representation import LEAST_USAGE
 from monai_diffae.latents.targets import read_target, reason_against
 

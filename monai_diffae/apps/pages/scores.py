@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from monai_diffae.apps.evaluation.verdicts import CHANCE
 from monai_diffae.apps.html import number
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.errors import counted
-from monai_diffae.latents.probing.verdicts import CHANCE
 from monai_diffae.pictures.charts import METRIC_NAMES, calibration_bins, predictions_and_truth
 
 Row = Mapping[str, Any]

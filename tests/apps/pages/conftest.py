@@ -5,10 +5,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from monai_diffae.apps.evaluation.verdicts import Verdict
 from monai_diffae.apps.pages import data
 from monai_diffae.apps.pages.report import report
 from monai_diffae.latents import Direction
-from monai_diffae.latents.probing.verdicts import Verdict
 
 
 @dataclass

@@ -9,6 +9,7 @@ import sys
 import pandas as pd
 import pytest
 
+from monai_diffae.apps.evaluation.verdicts import Verdict
 from monai_diffae.apps.pages import data
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.start import FirstHour, Hour, start
@@ -19,7 +20,6 @@ from monai_diffae.engines import memory
 from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents import Direction
-from monai_diffae.latents.probing.verdicts import Verdict
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from monai_diffae.apps.evaluation.verdicts import find_verdicts, patients_needed
 from monai_diffae.latents.probing import FeatureSet, ProbeSettings, evaluate_probes
-from monai_diffae.latents.probing.verdicts import find_verdicts, patients_needed
 
 
 def row(score, low, high, metric="auroc", features="z_sem", difference=None, patients=300, rarest=100, **more):
