@@ -151,13 +151,18 @@ def _one_line(error: pydantic.ValidationError, function: Callable[..., Any]) -> 
     name = list(inspect.signature(function).parameters)[first] if isinstance(first, int) else str(first)
     if rest and isinstance(rest[0], str) and is_dataclass(inspect.signature(function).parameters[name].default):
         name = rest[0]
-    kind, value = details["type"], details["input"]
-    if kind.startswith("unexpected"):
+    if details["type"].startswith("unexpected"):
         return f"{name}: {function.__name__} takes no such argument"
-    if kind.startswith("missing"):
+    if details["type"].startswith("missing"):
         return f"{name}: is required; give it a value"
+    return f"{name}: {plain_reason(details)}"
+
+
+def plain_reason(details: Mapping[str, Any]) -> str:
+    """What is wrong with a value, by one of pydantic's errors, such as ``0 is below 1``."""
+    kind, value = details["type"], details["input"]
     context = {key: str(value).replace("'", "").replace(" or ", ", ") if key == "expected" else value
                for key, value in details.get("ctx", {}).items()}  # fmt: skip
     if kind in _PLAIN_REASONS:
-        return f"{name}: {value!r} {_PLAIN_REASONS[kind].format(**context)}"
-    return f"{name}: {value!r} cannot be used: {details['msg'][0].lower()}{details['msg'][1:]}"
+        return f"{value!r} {_PLAIN_REASONS[kind].format(**context)}"
+    return f"{value!r} cannot be used: {details['msg'][0].lower()}{details['msg'][1:]}"

@@ -10,14 +10,15 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from cyclopts import App, Group, Parameter, Token, convert, validators
 from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
+from monai_diffae.apps.command import plain_reason
 from monai_diffae.apps.commands import COMMANDS
 from monai_diffae.bundle.code import trusting
 from monai_diffae.errors import DiffAEError, MachineError, find_diffae_error, find_error, one_line
@@ -140,20 +141,8 @@ def parse(app: App, tokens: Iterable[str]) -> tuple[Callable[..., Any], inspect.
         >>> function.__name__, str(bound.arguments["cohort"])
         ('train', 'scans.csv')
     """
-    with _without_checks_of_cyclopts():
-        function, bound, _ = app.parse_args(_numbers_apart(tokens))
+    function, bound, _ = app.parse_args(_numbers_apart(tokens))
     return function, bound
-
-
-@contextmanager
-def _without_checks_of_cyclopts() -> Iterator[None]:
-    """Leave the checks to the commands: cyclopts (5.5) also checks annotations if pydantic is imported already."""
-    pydantic = sys.modules.pop("pydantic", None)
-    try:
-        yield
-    finally:
-        if pydantic is not None:
-            sys.modules["pydantic"] = pydantic
 
 
 def _numbers_apart(tokens: Iterable[str]) -> list[str]:
@@ -199,6 +188,14 @@ def _show(result: Any, *, as_json: bool) -> int:
     return 3
 
 
+def _usage(error: CycloptsError) -> str:
+    """One line; cyclopts (5.5) also checks annotations, as the commands do, if pydantic is imported already."""
+    details = getattr(error.__cause__, "errors", None)
+    if details is None or error.argument is None:
+        return " ".join(str(error).split())
+    return f"{error.argument.name}: {plain_reason(details()[0])}"
+
+
 def _with_dashes(message: str, names: Collection[str]) -> str:
     """An error with its arguments as a command line writes them."""
     # ``--batch-size: 0 is below 1`` for ``batch_size: 0 is below 1``, and "set --overwrite" for "set overwrite". Keys
@@ -229,7 +226,7 @@ def _run() -> int:
         sys.stdout.flush()
         return code
     except CycloptsError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_usage(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of the output has seen enough, as in `monai-diffae info my_model | head -1`
         return 0

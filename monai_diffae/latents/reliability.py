@@ -24,8 +24,8 @@ def complete_design(patients: ArrayLike, repeats: ArrayLike) -> NDArray[np.intp]
     patient, repeat = numbered_groups(patients), numbered_groups(repeats)
     if repeat.max(initial=0) >= _MOST_REPEATS:
         raise ConfigError(
-            f"repeats: there are {repeat.max() + 1} different ones, at most {_MOST_REPEATS} can be compared; number the "
-            "visits of each patient"
+            f"repeats: there are {repeat.max() + 1} different ones, at most {_MOST_REPEATS} can be compared; number "
+            "the visits of each patient"
         )
     first = np.full((patient.max(initial=0) + 1, repeat.max(initial=0) + 1), -1, np.intp)
     first[patient[::-1], repeat[::-1]] = np.arange(len(patient))[::-1]
@@ -102,8 +102,8 @@ def variance_components(values: ArrayLike, patients: ArrayLike, scanners: ArrayL
         raise ConfigError("patients: none has two scans, or too few have; give repeated scans")
     if scanners is not None and rank == 0:
         raise ConfigError(
-            "scanners: no patient was scanned on two, so scanners and patients cannot be told apart; omit the scanners, "
-            "or add patients who were"
+            "scanners: no patient was scanned on two, so scanners and patients cannot be told apart; omit the "
+            "scanners, or add patients who were"
         )
     rest = np.maximum(rest_squares, 0) / df
     scanner = (scanner_squares - rank * rest) / np.trace(within) if rank else np.zeros_like(rest)
