@@ -10,9 +10,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Le, Lt
 from cyclopts import Group, Parameter, Token
@@ -52,15 +52,17 @@ def pairs(type_: Any, tokens: Sequence[Token], split: Callable[[str, str], Seque
 
 
 def _values(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
-    """``max_epochs=5 columns#image=file`` as a mapping; values are JSON where they can be read as JSON, else text."""
+    """``max_epochs=5 columns#image=file`` as a mapping."""
+    return {name: _value(text) for name, text in pairs(type_, tokens).items()}
+
+
+def _value(text: str) -> Any:
+    """A text as JSON if it can be read as JSON, else itself."""
     words = {"true": True, "false": False, "none": None, "null": None}
-    values: dict[str, Any] = {}
-    for name, text in pairs(type_, tokens).items():
-        try:
-            values[name] = words[text.lower()] if text.lower() in words else json.loads(text)
-        except ValueError:
-            values[name] = text
-    return values
+    try:
+        return words[text.lower()] if text.lower() in words else json.loads(text)
+    except ValueError:
+        return text
 
 
 def _numbers(type_: Any, tokens: Sequence[Token]) -> tuple[float, ...]:
@@ -75,6 +77,7 @@ def colour_values(colour: Colour | None) -> dict[str, Any]:
     return {"colour": colour, **({} if colour == "refuse" else {"in_channels": {"grey": 1, "rgb": 3}[colour]})}
 
 
+PlanningOrTraining = TypeVar("PlanningOrTraining", bound="Planning")
 NONE_GIVEN: Mapping[str, Any] = {}
 """The default of columns and overrides that are arguments of a function; every call gets a copy."""
 
@@ -84,6 +87,7 @@ LabelKinds = Annotated[
 ]
 NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=pairs)]
 Overrides = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_values)]
+Key = Annotated[Any, Parameter(converter=lambda type_, tokens: _value(tokens[0].value))]
 Sequences = Annotated[Sequence[str], Parameter(consume_multiple=True)]
 Numbers = Annotated[Sequence[float], Parameter(converter=_numbers)]
 
@@ -250,6 +254,11 @@ class Planning:
     """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the bundle's: the GPU if there is one."""
     overrides: Overrides = field(default_factory=dict)
     """Values for keys of the bundle's configuration, e.g. ``max_epochs=20 inferer#solver=unipc``."""
+
+    def with_keys(self: PlanningOrTraining, keys: Mapping[str, Any]) -> PlanningOrTraining:
+        """These decisions with further overrides, which were given as options: ``--max_epochs 20``."""
+        given = {name.replace("-", "_"): value for name, value in keys.items()}
+        return replace(self, overrides={**self.overrides, **given})
 
 
 @Parameter(name="*", group=Group("Training", sort_key=4))

@@ -16,7 +16,7 @@ from monai_diffae import engines, inferers, metrics
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Reading, Run, Training
+from monai_diffae.apps.settings import Key, Reading, Run, Training
 from monai_diffae.apps.training.train import results_folder, run_training, training_result
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.cases import spread_cases
@@ -41,6 +41,7 @@ def distill(
     *,
     steps: Annotated[int, Ge(1), Le(8)] | None = None,
     training: Training = Training(),
+    **keys: Key,
 ) -> Result:
     """Train a bundle's fast decoder, or resume its training after an interruption.
 
@@ -54,6 +55,7 @@ def distill(
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
         steps: Network evaluations of the fast decoder, 1 to 8; by default the bundle's: 4.
+        keys: Any keys of the bundle's configuration, e.g. ``--max_epochs 20 --image_size [96,96]``.
 
     Returns:
         The folder of the bundle and the number of cases that could not be used.
@@ -62,6 +64,7 @@ def distill(
         ConfigError: the bundle is not trained, or a key or value of the configuration cannot be used.
         CohortError: no usable case for training or validation.
     """
+    training = training.with_keys(keys)
     checksum(bundle)  # raises an error if the bundle is not trained
     given = {"dataset_dir": cohort, "output_dir": out}
     workflow = run_training("distill", bundle, training, given, values={"steps": steps})

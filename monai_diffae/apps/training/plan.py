@@ -14,7 +14,7 @@ from monai_diffae import engines
 from monai_diffae.apps.command import command, config_file
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Planning, colour_values
+from monai_diffae.apps.settings import Key, Planning, colour_values
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.config import build, check_dimensions, find_device, sequence_values
 from monai_diffae.bundle.folders import shipped_bundle
@@ -145,6 +145,7 @@ def plan(
     minutes: Annotated[float, Gt(0), Le(100_000)] = 10.0,
     memory_gib: Annotated[float, Gt(0), Le(1_000_000)] | None = None,
     planning: Planning = Planning(),
+    **keys: Key,
 ) -> Result:
     """Propose image size, network, batch size and epochs to train a bundle on these scans and this machine.
 
@@ -159,6 +160,7 @@ def plan(
         bundle: Folder or name of a bundle; by default ``diffae_3d`` if most scans are volumes, else ``diffae_2d``.
         minutes: Time for the whole training, with reading, validation and pictures.
         memory_gib: Memory that training may use, in GiB; by default 80 % of the device's free memory.
+        keys: Any keys of the bundle's configuration, e.g. ``--max_epochs 20 --image_size [96,96]``.
 
     Returns:
         The proposal as ``plan``, and as figures: ``settings``, ``memory``, ``time``, ``cohort``, ``num_cropped`` and
@@ -170,6 +172,7 @@ def plan(
         CohortError: no usable scan.
         MachineError: this machine does not have the device, or nothing fits into its memory.
     """
+    planning = planning.with_keys(keys)
     overlays, columns = planning.overlays, planning.columns
     overrides = {**colour_values(planning.colour), **planning.overrides}
     target = find_device(planning.device)

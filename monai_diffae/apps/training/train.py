@@ -16,7 +16,7 @@ from monai_diffae import engines
 from monai_diffae.apps.command import command, config_file, refuse_results_among_scans
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Training, colour_values, this_process
+from monai_diffae.apps.settings import Key, Training, colour_values, this_process
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names_with_weights
@@ -54,6 +54,7 @@ def train(
     start_from: Path | None = None,
     minutes: Annotated[float, Gt(0), Le(100_000)] | None = None,
     training: Training = Training(),
+    **keys: Key,
 ) -> Result:
     """Train a bundle's autoencoder on a cohort, fine-tune its weights, or resume its training after an interruption.
 
@@ -73,6 +74,7 @@ def train(
             as by ``monai-diffae init``. It is only read.
         minutes: Time for everything: image size, network and epochs are chosen as by ``monai-diffae plan``, and the
             training ends in time; it gets more epochs if it is faster than was measured. By default, as configured.
+        keys: Any keys of the bundle's configuration, e.g. ``--max_epochs 20 --image_size [96,96]``.
 
     Returns:
         The folder of the trained bundle and the number of cases that could not be used.
@@ -83,6 +85,7 @@ def train(
         CohortError: no usable case.
         MachineError: the training does not fit into memory, or the disk is full.
     """
+    training = training.with_keys(keys)
     start = time.monotonic()
     if start_from is not None:
         bundle, out = begin_from(out or bundle, start_from), None

@@ -8,7 +8,7 @@ from pathlib import Path
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Training
+from monai_diffae.apps.settings import Key, Training
 from monai_diffae.apps.training.train import results_folder, run_training, training_result
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
@@ -33,6 +33,7 @@ def train_latent(
     *,
     embeddings: Path | None = None,
     training: Training = Training(),
+    **keys: Key,
 ) -> Result:
     """Train a bundle's latent DDIM, which ``generate`` needs, or resume its training after an interruption.
 
@@ -44,6 +45,7 @@ def train_latent(
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
         embeddings: Table ``embeddings.parquet`` of that cohort, made with this bundle, instead of the cohort.
+        keys: Any keys of the bundle's configuration, e.g. ``--max_epochs 20 --image_size [96,96]``.
 
     Returns:
         The folder of the bundle and the number of cases that could not be embedded.
@@ -53,6 +55,7 @@ def train_latent(
             or value of the configuration cannot be used.
         CohortError: no usable case.
     """
+    training = training.with_keys(keys)
     unused = {"cohort": cohort is not None, "columns": bool(training.columns), "workers": training.workers is not None}
     for name in (name for name, is_given in unused.items() if is_given and embeddings is not None):
         raise ConfigError(f"{name}: has no effect if there are embeddings; omit {name} or embeddings")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
+from monai_diffae import engines
 from monai_diffae.apps.training import speed
-from monai_diffae.engines import memory
 from monai_diffae.engines.memory import GIB, Memory
 
 
@@ -33,5 +33,5 @@ def machine(monkeypatch):
 
     monkeypatch.setattr(speed, "run_memory", run_memory)
     monkeypatch.setattr(speed, "measure_speed", measure_speed)
-    monkeypatch.setattr(memory, "free_memory", lambda device: this.free_gib and int(this.free_gib * GIB))
+    monkeypatch.setattr(engines, "free_memory", lambda device: this.free_gib and int(this.free_gib * GIB))
     return this

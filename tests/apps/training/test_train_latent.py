@@ -29,7 +29,7 @@ def trained_once(labelled, tmp_path_factory):
     (root / "bad.nii").write_bytes(b"bad")
     table.loc[0, "image"] = str(root / "bad.nii")
     table.to_csv(root / "cohort.csv", index=False)
-    result = train_latent(bundle, root / "cohort.csv", overrides=TINY_LATENT)
+    result = train_latent(bundle, root / "cohort.csv", **TINY_LATENT)
     assert (result.folder, result.incomplete, result.num_cases) == (bundle, None, len(table))
     assert (result.num_failed, result.failures) == (1, bundle / "embeddings" / "failures.csv")
     return bundle
