@@ -8,7 +8,6 @@ from .apps.evaluation.evaluate import evaluate as evaluate
 from .apps.evaluation.info import info as info
 from .apps.evaluation.neighbors import neighbors as neighbors
 from .apps.evaluation.probe import probe as probe
-from .apps.pages.compare import compare as compare
 from .apps.pages.demo import demo as demo
 from .apps.pages.report import report as report
 from .apps.pages.start import start as start

@@ -89,7 +89,6 @@ COMMANDS: tuple[Command, ...] = (
     Command("apps.evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
     Command("apps.evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv", "evaluate.json"),
     Command("apps.pages.report", _EVALUATE, "my_model report --cohort scans.csv"),
-    Command("apps.pages.compare", _EVALUATE, "compared --bundle a b --cohort scans.csv"),
     Command("explorer.explore", _EVALUATE, "--bundle my_model --cohort scans.csv"),
     Command("apps.evaluation.info", _EVALUATE, "my_model"),
     Command("apps.sharing.push", _SHARE, "my_model owner/my-model --tag v1"),

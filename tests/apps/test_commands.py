@@ -53,7 +53,6 @@ def test_its_docstring_has_all_arguments(command):
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        ("compare('out', bundle=['model'])", "ConfigError: bundle: one model cannot be compared"),
         ("edit('bundle', 'scans.csv', 'out', direction='no')", "CohortError: scans.csv: there is no such folder"),
         ("explain('bundle', 'cohort.csv', 'out', model='no.onnx', embeddings='no')", "ConfigError: model: there is no"),
         ("grade('no.parquet', 'grades.txt', direction='no.json')", "ConfigError: grades.txt: grades are written as"),

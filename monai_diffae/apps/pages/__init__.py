@@ -1,3 +1,3 @@
-"""The pages of ``start``, ``report`` and ``compare``: one set of templates, filled with results of other commands."""
+"""The pages of ``start`` and ``report``: one set of templates, filled with results of other commands."""
 
 __all__: list[str] = []

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monai_diffae import compare, report
+from monai_diffae import report
 from monai_diffae.apps.html import number
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.sections import _cautions
@@ -172,9 +172,8 @@ def test_a_mistyped_cohort_is_refused_before_any_work_and_a_bug_is_not_hidden(la
 @pytest.mark.slow
 def test_models_stand_side_by_side(labelled, tiny_bundle, quick_evaluation, tmp_path, page_reader):
     other = shutil.copytree(tiny_bundle.directory, tmp_path / "bundle", ignore=shutil.ignore_patterns("cache"))
-    made = compare(
-        tmp_path / "out", bundle=[labelled.bundle, other], cohort=labelled.cohort, targets=["head_size"], device="cpu"
-    )
+    options = {"cohort": labelled.cohort, "targets": ["head_size"], "device": "cpu"}
+    made = report(labelled.bundle, tmp_path / "out", against=[other], **options)
     page = page_reader(made.page)
     assert page.sections == ["probes", "map", "reconstructions", "quality", "model", "curves", "failures"]
     assert "bundle (2): from z_sem alone" in page.text
@@ -188,15 +187,15 @@ def test_models_stand_side_by_side(labelled, tiny_bundle, quick_evaluation, tmp_
 def test_without_a_cohort_trainings_are_shown_and_compared(tiny_bundle, labelled, tmp_path, page_reader):
     for made in (
         report(labelled.bundle, tmp_path / "report"),
-        compare(tmp_path / "compared", bundle=[labelled.bundle, tiny_bundle.directory]),
+        report(labelled.bundle, tmp_path / "compared", against=[tiny_bundle.directory]),
     ):
         assert page_reader(made.page).sections == ["model", "curves", "failures"]
 
 
 def test_models_that_cannot_be_compared_are_refused_before_any_work(tiny_bundle, tiny_bundle_3d, tmp_path):
-    with pytest.raises(ConfigError, match="use report"):
-        compare(tmp_path / "out", bundle=["a"])
-    bundles = [tiny_bundle.directory, tiny_bundle_3d.directory]
+    bundle, other = tiny_bundle.directory, tiny_bundle_3d.directory
+    with pytest.raises(ConfigError, match="about targets only"):
+        report(bundle, tmp_path / "out", against=[other], scanner="site")
     with pytest.raises(ConfigError, match="takes 2D images of 1 channel and .* takes 3D images of 1 channel"):
-        compare(tmp_path / "out", bundle=bundles, cohort=tiny_bundle.cohort, device="cpu")
+        report(bundle, tmp_path / "out", against=[other], cohort=tiny_bundle.cohort, device="cpu")
     assert not list((tmp_path / "out").rglob("embeddings*"))
