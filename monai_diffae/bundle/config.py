@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError, find_error, one_line, quoted, shortened
 from monai_diffae.lazy import parsing, torch
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, OtherGrids, Region, Uneven
 
@@ -365,7 +365,7 @@ def build(parser: ConfigParser, key: str, kind: type[_T]) -> _T:
     try:
         component = parser.get_parsed_content(key)
     except Exception as error:
-        cause = find_diffae_error(error)
+        cause = find_error(error, DiffAEError)
         if cause is not None:
             raise type(cause)(str(cause)) from error
         check_arguments(model_config(parser.get(), roots=(key,)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -167,13 +168,13 @@ class DiffusionAutoencoder(nn.Module):
     def _encoded(self, x: Tensor) -> Any:
         try:
             return self.encoder(x)
-        except RuntimeError as error:  # MONAI's networks do not tell which sizes they take
-            if isinstance(self.encoder, SemanticEncoder) or "size" not in str(error):
+        except (RuntimeError, ValueError) as error:  # MONAI's networks do not tell which images they take
+            if isinstance(self.encoder, SemanticEncoder) or not re.search("size|D input", str(error)):
                 raise
             size = " x ".join(map(str, x.shape[2:]))
             raise ConfigError(
                 f"the encoder {type(self.encoder).__name__} cannot encode images of {size} ({one_line(error)}); "
-                "change image_size or the encoder"
+                "change image_size, or spatial_dims of the encoder"
             ) from error
 
     @torch.jit.unused

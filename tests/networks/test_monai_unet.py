@@ -82,6 +82,15 @@ def test_images_that_are_too_small_for_an_encoder_of_monai_are_refused_in_one_li
         network.encode(torch.zeros(1, 1, 8, 8, 8))
 
 
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_an_encoder_for_images_of_other_dimensions_is_refused_in_one_line(spatial_dims):
+    other = resnet18(spatial_dims=5 - spatial_dims, n_input_channels=1, num_classes=Z)
+    network = DiffusionAutoencoder(other, monai_unet(spatial_dims))
+    for batch in (1, 2):  # of one image, torch takes the batch for the channels
+        with pytest.raises(ConfigError, match=r"the encoder ResNet cannot encode .* of the encoder"):
+            network.encode(torch.zeros(batch, 1, *[32] * spatial_dims))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
