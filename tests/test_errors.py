@@ -23,7 +23,6 @@ def test_our_error_is_found_below_others_and_shown_as_one_line():
     ("target", "arguments", "said"),
     [
         ("monai.networks.schedulers.DDIMScheduler", {"num_train_timesteps": 0}, "ValueError: `steps_offset`: 0"),
-        ("monai.networks.schedulers.PNDMScheduler", {"schedule": "foo"}, "ValueError: Component 'foo' not found"),
         ("monai.networks.nets.DenseNet121", {"depth": 3}, "TypeError: "),
         ("my_encoders.Encodr", {}, "ModuleNotFoundError: "),
     ],
