@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from monai_diffae.networks.denoising_unet import DenoisingUNet, UNetStage
 from monai_diffae.networks.encoder_adapter import EncoderAdapter
 from monai_diffae.networks.monai_unet import CrossAttentionUNet, is_monai_unet
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
+
+logger = logging.getLogger(__name__)
 
 # paper_*: the official configurations, with attention where a square image of that size is 16 x 16
 PRESETS: dict[str, dict[str, Any]] = {
@@ -87,6 +90,8 @@ class DiffusionAutoencoder(nn.Module):
         super().__init__()
         _refuse_other_objects(encoder, unet)
         if is_monai_unet(unet):
+            if use_checkpoint:
+                logger.warning("use_checkpoint: has no effect on MONAI's %s", type(unet).__name__)
             unet = CrossAttentionUNet(unet, z_channels or _known(encoder, "z_channels"))
         self.spatial_dims: int = _required(unet, "spatial_dims")
         self.z_channels: int = _required(unet, "z_channels")

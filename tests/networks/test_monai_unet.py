@@ -68,6 +68,11 @@ def test_tokens_that_change_places_give_the_same_image_as_monai_gives_them_no_po
     assert not torch.allclose(both(x_t, t, z_sem.flip(1)), out, atol=1e-4)  # within a token the order matters
 
 
+def test_checkpoints_that_the_unet_of_monai_does_not_have_are_a_warning(caplog):
+    DiffusionAutoencoder(encoder(), monai_unet(), use_checkpoint=True)
+    assert "use_checkpoint: has no effect on MONAI's DiffusionModelUNet" in caplog.text
+
+
 def test_the_size_of_z_sem_is_told_by_the_encoder_an_argument_or_the_unet():
     unknown = resnet18(spatial_dims=2, n_input_channels=1, num_classes=12)
     assert DiffusionAutoencoder(unknown, monai_unet(cross_attention_dim=4), z_channels=12).z_channels == 12
