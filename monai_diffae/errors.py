@@ -4,12 +4,14 @@ Every message is a single line, so that it reads the same in a terminal, in ``fa
 """
 
 import os
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T", bound=BaseException)
 
+_NOT_BUILT = r"(?:Failed to instantiate component|Cannot locate class or function path:) '((?!monai_diffae).+?)'"
 _LONGEST_QUOTE = 60
 _LONGEST_PROBLEM = 200  # characters
 
@@ -144,7 +146,7 @@ def find_diffae_error(error: BaseException | None) -> DiffAEError | None:
     """The first :class:`DiffAEError` in an exception's chain of causes; None if there is none.
 
     MONAI wraps errors of transforms and configuration components into a ``RuntimeError`` of many lines. The cause of
-    that error is the one to show.
+    that error is the one to show. A component of another package that cannot be built is a :class:`ConfigError`.
 
     Example:
         >>> wrapped = RuntimeError("applying transform ...")
@@ -152,7 +154,12 @@ def find_diffae_error(error: BaseException | None) -> DiffAEError | None:
         >>> str(find_diffae_error(wrapped))
         'case 7: file is empty; copy it again'
     """
-    return find_error(error, DiffAEError)
+    if known := find_error(error, DiffAEError):
+        return known
+    wrapped = find_error(error, RuntimeError) or find_error(error, ImportError)
+    if wrapped and (component := re.match(_NOT_BUILT, str(wrapped))):
+        return ConfigError(f"{component[1]}: {_cause(wrapped)}; check its name and arguments in the configuration")
+    return None
 
 
 def one_line(error: BaseException) -> str:
@@ -160,7 +167,11 @@ def one_line(error: BaseException) -> str:
     known = find_diffae_error(error)
     if known is not None:
         return str(known)
-    # MONAI wraps errors of transforms and components into others that name neither the cause nor the key.
+    return _cause(error)
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain, which those of MONAI do not name, as one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return " ".join(f"{type(error).__name__}: {error}".split())

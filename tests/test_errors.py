@@ -1,6 +1,8 @@
 """The family of errors: exit codes, and how they are found in a chain of causes."""
 
 import pytest
+from complaints import complaint
+from monai.bundle import ConfigParser
 
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line, quoted, shortened
 
@@ -15,6 +17,20 @@ def test_our_error_is_found_below_others_and_shown_as_one_line():
     assert find_diffae_error(outer) is None
     assert one_line(outer) == "KeyError: 'lr'"
     assert find_diffae_error(None) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "said"),
+    [
+        ("monai.networks.schedulers.DDIMScheduler", {"num_train_timesteps": 0}, "ValueError: `steps_offset`: 0"),
+        ("monai.networks.nets.DenseNet121", {"depth": 3}, "TypeError: "),
+        ("my_encoders.Encodr", {}, "ModuleNotFoundError: "),
+    ],
+)
+def test_an_argument_that_a_component_of_others_refuses_is_one_line(target, arguments, said):
+    line = complaint(ConfigParser({"part": {"_target_": target, **arguments}}).get_parsed_content, "part")
+    assert line.startswith(f"{target}: {said}")
+    assert line.endswith("; check its name and arguments in the configuration")
 
 
 @pytest.mark.goal(id="R30")

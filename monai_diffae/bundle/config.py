@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.errors import ConfigError, MachineError, find_diffae_error, one_line, quoted, shortened
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError, find_error, one_line, quoted, shortened
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, OtherGrids, Region, Uneven
 
@@ -51,7 +51,7 @@ def check_config_of_run(config: dict[str, Any]) -> None:
     """Check the configuration of a run before anything is built; of ``???``, only what a network needs is an error."""
     check_required_values(model_config(config, roots=("network_def",)) if "network_def" in config else config)
     check_dimensions(config)
-    check_config(config, known=_keys_of_files_read(config))
+    check_config(config, known=set().union(*_files_read(config)))
     check_rules(config)
     if isinstance(config.get("device"), str) and not is_formula(config["device"]):
         find_device(config["device"])
@@ -109,15 +109,24 @@ def check_arguments(config: dict[str, Any]) -> None:
                 )
 
 
-def _keys_of_files_read(config: dict[str, Any]) -> set[str]:
-    """The keys of the bundle's configuration files that ``config`` holds completely; empty if none is readable."""
+def without_effect(config: dict[str, Any], run_id: str) -> list[str]:
+    """The keys whose values differ from those of the bundle's files, but which the run with this id does not use."""
+    files = _files_read(config)
+    unused = set().union(*files) - _RUN_IDS - model_config(config, roots=(run_id, "initialize")).keys()
+    return sorted(key for key in unused if config[key] not in [content.get(key) for content in files])
+
+
+def _files_read(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The bundle's configuration files whose keys ``config`` holds completely; none if one is not readable."""
     configs = Path(str(config.get("bundle_root", "."))) / "configs"
     try:
-        files = [json.loads(file.read_text()) for file in configs.rglob("*.json")]
-        keys = [{SEPARATOR.split(key)[0].removeprefix("+") for key in content} for content in files]
-    except (OSError, ValueError, TypeError):
-        return set()
-    return set().union(*(file_keys for file_keys in keys if file_keys <= config.keys()))
+        texts = [file.read_text().replace("#", "::") for file in configs.rglob("*.json")]  # as MONAI writes ids
+        files = [
+            {SEPARATOR.split(key)[0].removeprefix("+"): v for key, v in json.loads(text).items()} for text in texts
+        ]
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [content for content in files if content.keys() <= config.keys()]
 
 
 def _parameters(target: Any, locator: parsing.ModuleLocator) -> Set[str] | None:
@@ -370,7 +379,7 @@ def build(parser: ConfigParser, key: str, kind: type[_T]) -> _T:
     try:
         component = parser.get_parsed_content(key)
     except Exception as error:
-        cause = find_diffae_error(error)
+        cause = find_error(error, DiffAEError)
         if cause is not None:
             raise type(cause)(str(cause)) from error
         check_arguments(model_config(parser.get(), roots=(key,)))

@@ -14,7 +14,7 @@ from monai_diffae.bundle.code import AUTOENCODERS, components, read_values, refu
 from monai_diffae.bundle.config import build
 from monai_diffae.bundle.description import resolved, versions, write_description
 from monai_diffae.bundle.layout import FIRST_STAGE_MODEL, MODEL, MODELS
-from monai_diffae.bundle.model_file import check_fit, check_writable, read_model, unknown_targets, write_model
+from monai_diffae.bundle.model_file import check_fit, check_writable, is_small, read_model, unknown_targets, write_model
 from monai_diffae.bundle.parser import Parser
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, quoted
@@ -90,7 +90,7 @@ def _descriptions(models: Path) -> Iterator[dict[str, Any]]:
             module, _, name = str(part["_target_"]).rpartition(".")
             given: dict[str, Any] = {}
             with suppress(ConfigError):  # it refers to keys of other files
-                given = resolved(config, id) if name in AUTOENCODERS else {}
+                given = resolved(config, id) if name in AUTOENCODERS and is_small(config, id, part) else {}
             given = {key: value for key, value in given.items() if not key.startswith("_")}
             if module.startswith("generative"):
                 given = {_OF_GENERATIVE.get(key, key): value for key, value in given.items()}

@@ -183,9 +183,9 @@ def _check_plain(description: Mapping[str, Any], name: str) -> None:
         raise UnsafeInputError(f"{name}: {text}, which a model file never holds; nothing was run. Do not use it")
 
 
-def _is_small(description: Mapping[str, Any]) -> bool:
-    """Whether a description stays small when every reference is replaced by what it refers to, and none is circular."""
-    to_visit: list[tuple[str, Any]] = [("", description)]
+def is_small(description: Mapping[str, Any], id: str, part: Any) -> bool:
+    """Whether a part stays small when every reference is replaced by what it refers to, and none is circular."""
+    to_visit = [(id, part)]
     for _ in range(_MOST):
         if not to_visit:
             return True
@@ -261,7 +261,7 @@ def _not_plain(value: Any, id: str, depth: int = 0) -> Iterator[str]:
             yield f"{id}: is NaN, infinite, or above {_LARGEST}"
     elif value is not None:
         yield f"{id}: is a {type(value).__name__}"
-    if not depth and not _is_small(value):
+    if not depth and not is_small(value, id, value):
         yield "its references are circular, or refer to too many values"
 
 

@@ -30,6 +30,7 @@ from monai_diffae.bundle.config import (
     is_formula,
     model_config,
     sequence_values,
+    without_effect,
 )
 from monai_diffae.bundle.description import describe, describe_training, versions, write_values
 from monai_diffae.bundle.first_stages import PREPARATION
@@ -58,10 +59,6 @@ _EXTENDED = (
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
 _FITTED, _LEAST_SSIM = 8, 0.8  # images on which a first stage is measured, and the SSIM of usable reconstructions
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
-_WITHOUT_EFFECT = {  # on the run of a configuration with this component: its file, and keys that are for other tools
-    "reconstruct": ("inference.json", ("postprocessing",)),
-    "evaluate": ("evaluate.json", ("dataset", "dataloader", "postprocessing", "handlers", "evaluator")),
-}
 _LATENT_ROOTS = ("latent_network_def", "latent_inferer")
 
 
@@ -115,6 +112,8 @@ def check_run(file: str = TRAIN) -> None:
             raise ConfigError(f"in_channels: is {channels}, but there are {len(sequences)} sequences; omit it")
         parser.update(sequence_values(sequences, encoder_sequences))
     check_config_of_run(parser.get())
+    for key in without_effect(parser.get(), workflow.run_id) if workflow else ():
+        logger.warning("%s: has no effect on this run, as nothing in it uses %s", key, key)
 
 
 def _is_trust_given() -> bool:
@@ -137,15 +136,12 @@ def _drop_repetition(items: Any, id: str) -> None:
 def check_all_set() -> None:
     """Check that the running configuration has all values that it needs, when its run starts.
 
-    Changes of keys that this run does not use are refused.
+    Changes of keys that this run does not use are refused, but those of a training.
     """
-    config = running_config()
+    config, workflow = running_config(), _on_call_stack(ConfigWorkflow)
     check_required_values(config)
-    name, keys = next((entry for id, entry in _WITHOUT_EFFECT.items() if id in config), ("", ()))
-    file = Path(str(config.get("bundle_root"))) / CONFIGS / name
-    shipped = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else config
-    if changed := [key for key in keys if shipped.get(key) != config.get(key)]:
-        raise ConfigError(f"{changed[0]}: has no effect on this run, only in other tools; use other keys of {name}")
+    if workflow and "train" not in config and (keys := without_effect(config, workflow.run_id)):
+        raise ConfigError(f"{keys[0]}: has no effect on this run; omit it")
 
 
 def _show_errors_as_one_line() -> None:

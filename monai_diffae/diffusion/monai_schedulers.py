@@ -66,6 +66,8 @@ class MonaiSchedule(DiffusionSchedule):
             raise ConfigError(f"{name}: variance_type is learned, which is not supported; use fixed_small")
         if getattr(scheduler, "use_timestep_transform", False):
             raise ConfigError(f"{name}: use_timestep_transform is not supported; use DiffusionSchedule(timestep_shift)")
+        if not getattr(scheduler, "use_discrete_timesteps", True):
+            raise ConfigError(f"{name}: use_discrete_timesteps=false is not supported; omit it")
         values = vars(scheduler)
         if "distribution" in values:
             normal = values["distribution"].base_dist.base_dist
@@ -138,5 +140,7 @@ class MonaiSchedule(DiffusionSchedule):
     def _at(self, steps: int) -> Any:
         """A copy of MONAI's scheduler with its timesteps for a run; PNDM's remembers what it has seen."""
         own: Any = deepcopy(self._own[0])
+        if steps < 4 and not getattr(own, "skip_prk_steps", True):
+            raise ConfigError(f"steps is {steps}; PNDMScheduler needs at least 4, or skip_prk_steps=true")
         own.set_timesteps(steps)
         return own

@@ -344,10 +344,11 @@ def learning_rate_schedule(
 
 
 def memory_format(network: nn.Module, channels_last: bool) -> torch.memory_format:
-    """The memory format of a network's weights and images: channels last for 2D or 3D, or torch's usual one."""
-    if not channels_last:
+    """The memory format of a network's weights and images: channels last for 2D or 3D, else torch's usual one."""
+    ranks = {parameter.ndim for parameter in network.parameters()}
+    if not channels_last or {4, 5} <= ranks:
         return torch.contiguous_format
-    return torch.channels_last_3d if any(p.ndim == 5 for p in network.parameters()) else torch.channels_last
+    return torch.channels_last_3d if 5 in ranks else torch.channels_last
 
 
 def distributed(network: nn.Module, device: torch.device | str, channels_last: bool = True) -> DistributedDataParallel:

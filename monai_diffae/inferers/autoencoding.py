@@ -128,8 +128,11 @@ class DiffusionAutoencoderInferer(Inferer):
                     f"{name} is {number}; it must be between 1 and {limit}, as the schedule has {num_levels} levels"
                 )
         schedule.inference_timesteps(self.solver_steps, chosen.spacing)  # raises an error for an unknown spacing
-        if chosen.solver == "scheduler" and isinstance(schedule, MonaiSchedule):
-            schedule.warn_of_own_steps(self.solver_steps)
+        if chosen.solver == "scheduler":
+            if isinstance(schedule, MonaiSchedule):
+                schedule.warn_of_own_steps(self.solver_steps)
+            else:
+                logger.warning("solver: scheduler is ddim here, as only MONAI's schedulers have a step of their own")
 
     def __call__(  # type: ignore[override]
         self,

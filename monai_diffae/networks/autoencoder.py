@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from monai_diffae.networks.denoising_unet import DenoisingUNet, UNetStage
 from monai_diffae.networks.encoder_adapter import EncoderAdapter
 from monai_diffae.networks.monai_unet import CrossAttentionUNet, is_monai_unet
 from monai_diffae.networks.semantic_encoder import SemanticEncoder
+
+logger = logging.getLogger(__name__)
 
 # paper_*: the official configurations, with attention where a square image of that size is 16 x 16
 PRESETS: dict[str, dict[str, Any]] = {
@@ -86,6 +90,8 @@ class DiffusionAutoencoder(nn.Module):
         super().__init__()
         _refuse_other_objects(encoder, unet)
         if is_monai_unet(unet):
+            if use_checkpoint:
+                logger.warning("use_checkpoint: has no effect on MONAI's %s", type(unet).__name__)
             unet = CrossAttentionUNet(unet, z_channels or _known(encoder, "z_channels"))
         self.spatial_dims: int = _required(unet, "spatial_dims")
         self.z_channels: int = _required(unet, "z_channels")
@@ -167,13 +173,13 @@ class DiffusionAutoencoder(nn.Module):
     def _encoded(self, x: Tensor) -> Any:
         try:
             return self.encoder(x)
-        except RuntimeError as error:  # MONAI's networks do not tell which sizes they take
-            if isinstance(self.encoder, SemanticEncoder) or "size" not in str(error):
+        except (RuntimeError, ValueError) as error:  # MONAI's networks do not tell which images they take
+            if isinstance(self.encoder, SemanticEncoder) or not re.search("size|D input", str(error)):
                 raise
             size = " x ".join(map(str, x.shape[2:]))
             raise ConfigError(
                 f"the encoder {type(self.encoder).__name__} cannot encode images of {size} ({one_line(error)}); "
-                "change image_size or the encoder"
+                "change image_size, or spatial_dims of the encoder"
             ) from error
 
     @torch.jit.unused

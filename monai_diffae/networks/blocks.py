@@ -30,25 +30,8 @@ def zero_initialised(module: nn.Module) -> nn.Module:
     return module
 
 
-class SameConv3d(nn.Conv3d):
-    """A 3D convolution of size 3 that pads beforehand: oneDNN 3.12 gives wrong bf16 gradients for a first axis of 2."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(B, C_in, *S) -> (B, C_out, *S)."""
-        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
-            if torch.compiler.is_exporting():  # the size is free, and nothing is trained
-                return F.conv3d(input, self.weight, self.bias, padding=[1, 1, 1])
-        if input.shape[2] == 2:
-            padded = F.pad(input, [0, 0, 0, 0, 1, 1])
-            return F.conv3d(padded, self.weight, self.bias, padding=[0, 1, 1])
-        return F.conv3d(input, self.weight, self.bias, padding=[1, 1, 1])
-
-
 class PaddedConv3d(nn.Conv3d):
-    """A 3D convolution of another package that pads beforehand where an axis is smaller than the kernel.
+    """A 3D convolution that pads beforehand where an axis is smaller than the kernel.
 
     Without it, oneDNN 3.12 gives wrong bf16 gradients, up to 1e36 times too large, or crashes.
     """
@@ -62,7 +45,7 @@ class PaddedConv3d(nn.Conv3d):
 
     @torch.jit.unused
     def _padded_if_small(self, input: Tensor) -> Tensor:
-        if all(size >= kernel for size, kernel in zip(input.shape[2:], self.kernel_size, strict=True)):
+        if all(size >= kernel for size, kernel in zip(input.shape[2:], self.kernel_size, strict=False)):
             return self._conv_forward(input, self.weight, self.bias)
         padding = cast("tuple[int, int, int]", self.padding)
         padded = F.pad(input, [n for n in reversed(padding) for _ in range(2)])
@@ -80,9 +63,8 @@ def pad_beforehand(network: nn.Module) -> None:
 
 def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
     """A convolution of size 3 that keeps the spatial size."""
-    if spatial_dims == 3:
-        return SameConv3d(in_channels, out_channels)
-    return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
+    kind = PaddedConv3d if spatial_dims == 3 else nn.Conv2d
+    return kind(in_channels, out_channels, kernel_size=3, padding=1)
 
 
 def check_images(x: Tensor, spatial_dims: int, channels: int | None, divisors: Sequence[int], name: str) -> None:

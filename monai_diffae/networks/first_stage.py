@@ -145,7 +145,7 @@ class FirstStage(nn.Module):
         """Refuse patches that the levels cannot divide, or that have only 1 or 2 voxels per axis at the deepest level.
 
         So few voxels give little to learn from. In addition, if the first of three axes has size 2, oneDNN computes
-        wrong weight gradients in bfloat16 (see :class:`~monai_diffae.networks.blocks.SameConv3d`).
+        wrong weight gradients in bfloat16 (see :class:`~monai_diffae.networks.blocks.PaddedConv3d`).
         """
         sizes, divisors = list(patch_size), self.size_divisors
         if len(sizes) != self.spatial_dims or len(image_size) != self.spatial_dims:

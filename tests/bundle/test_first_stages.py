@@ -102,12 +102,13 @@ def test_weights_without_their_definition_and_other_bundles_are_refused(zoo, tmp
 
 
 def only(folder, **definition):
-    """A file of weights, and JSON files beside it: damaged, with references to others, and with this definition."""
+    """Weights, and JSON files beside them: damaged, with references that fail or grow, and with this definition."""
     (folder / "a.json").write_text('{"AutoencoderKL')
     torch.save(autoencoder(AutoencoderKL).state_dict(), folder / "weights.pt")
     plain = {"_target_": "monai.networks.nets.AutoencoderKL", "spatial_dims": 3, "channels": [4, 8], **COMMON}
     parts = {"elsewhere": {**plain, "channels": "@other"}, "bad": {**plain, "channels": [4]}, "its": plain | definition}
-    (folder / "b.json").write_text(json.dumps(parts))
+    grown = {"grown": {**plain, "channels": "@b0"}, **{f"b{n}": [f"@b{n + 1}"] * 2 for n in range(16)}, "b16": 4}
+    (folder / "b.json").write_text(json.dumps(grown | parts))
     return folder / "weights.pt"
 
 

@@ -48,6 +48,12 @@ def test_labels_that_are_not_probed_with_datasets_of_monai_are_a_warning(make_wo
     assert "probe_targets: no label is probed, as this needs CachedCases" in caplog.text
 
 
+def test_settings_that_other_networks_do_not_use_are_a_warning(make_workflow, caplog):
+    make_workflow({"network_def": {"_target_": "monai_diffae.networks.preset", "name": "tiny"}})
+    assert "base_channels: has no effect on this run" in caplog.text
+    assert "strides:" not in caplog.text  # nobody has set it
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["DataLoader", "ThreadDataLoader"])
 @pytest.mark.parametrize(

@@ -91,6 +91,12 @@ def test_a_run_works_from_anywhere(tiny_bundle, first_stage, tmp_path, monkeypat
     assert len(contents(tmp_path / "alone")) == 8
 
 
+def test_a_value_that_the_run_of_a_command_does_not_use_is_a_warning(tiny_bundle, caplog):
+    opened(tiny_bundle.directory, "inference", run_id="embed", logging_file=False, seed=3, mode="z_sem")
+    assert "mode: has no effect on this run" in caplog.text
+    assert "seed: has" not in caplog.text
+
+
 def test_monai_finds_every_training_property(make_workflow):
     assert make_workflow().check_properties() == []
 

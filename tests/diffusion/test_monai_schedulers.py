@@ -10,6 +10,7 @@ from monai.networks.schedulers import DDIMScheduler, DDPMScheduler, PNDMSchedule
 
 from monai_diffae.diffusion import DiffusionSchedule, Predictor, as_schedule, ddim, heun, solvers
 from monai_diffae.errors import ConfigError
+from monai_diffae.inferers import DiffusionAutoencoderInferer
 
 SCHEDULERS = {
     "ddpm": DDPMScheduler(1000, clip_sample=False),
@@ -104,9 +105,20 @@ def test_our_own_schedule_steps_as_ddim():
         (DDPMScheduler(1000, variance_type="learned"), "variance_type is learned"),
         (RFlowScheduler(use_timestep_transform=True), "use_timestep_transform is not supported"),
         (RFlowScheduler(sample_method="logit-normal", loc=1.0), "loc and scale are not supported"),
+        (RFlowScheduler(use_discrete_timesteps=False), "use_discrete_timesteps=false is not supported"),
         (logging, "schedule is a module"),
     ],
 )
 def test_what_cannot_be_used_is_refused(scheduler, said):
     with pytest.raises(ConfigError, match=said):
         as_schedule(scheduler)
+
+
+def test_an_inferer_refuses_steps_that_pndm_cannot_make():
+    with pytest.raises(ConfigError, match="steps is 3; PNDMScheduler needs at least 4"):
+        DiffusionAutoencoderInferer(PNDMScheduler(1000), solver="scheduler", steps=3)
+
+
+def test_an_inferer_says_that_our_schedules_step_as_ddim(caplog):
+    DiffusionAutoencoderInferer(DiffusionSchedule(), solver="scheduler")
+    assert "solver: scheduler is ddim here" in caplog.text

@@ -123,3 +123,5 @@ def test_a_wrapped_network_keeps_its_memory_format(group):
         lay_out(late, torch.channels_last)
     assert memory_format(torch.nn.Conv3d(1, 1, 3), channels_last=True) == torch.channels_last_3d
     assert memory_format(torch.nn.Conv2d(1, 1, 3), channels_last=False) == torch.contiguous_format
+    both = torch.nn.ModuleList([torch.nn.Conv2d(1, 1, 3), torch.nn.Conv3d(1, 1, 3)])  # such as a PlanarAdapter's
+    lay_out(both, memory_format(both, channels_last=True))

@@ -68,6 +68,11 @@ def test_tokens_that_change_places_give_the_same_image_as_monai_gives_them_no_po
     assert not torch.allclose(both(x_t, t, z_sem.flip(1)), out, atol=1e-4)  # within a token the order matters
 
 
+def test_checkpoints_that_the_unet_of_monai_does_not_have_are_a_warning(caplog):
+    DiffusionAutoencoder(encoder(), monai_unet(), use_checkpoint=True)
+    assert "use_checkpoint: has no effect on MONAI's DiffusionModelUNet" in caplog.text
+
+
 def test_the_size_of_z_sem_is_told_by_the_encoder_an_argument_or_the_unet():
     unknown = resnet18(spatial_dims=2, n_input_channels=1, num_classes=12)
     assert DiffusionAutoencoder(unknown, monai_unet(cross_attention_dim=4), z_channels=12).z_channels == 12
@@ -80,6 +85,15 @@ def test_images_that_are_too_small_for_an_encoder_of_monai_are_refused_in_one_li
     network = DiffusionAutoencoder(DenseNet(3, 1, Z), monai_unet(3)).eval()
     with pytest.raises(ConfigError, match=r"the encoder DenseNet cannot encode images of 8 x 8 x 8 \("):
         network.encode(torch.zeros(1, 1, 8, 8, 8))
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_an_encoder_for_images_of_other_dimensions_is_refused_in_one_line(spatial_dims):
+    other = resnet18(spatial_dims=5 - spatial_dims, n_input_channels=1, num_classes=Z)
+    network = DiffusionAutoencoder(other, monai_unet(spatial_dims))
+    for batch in (1, 2):  # of one image, torch takes the batch for the channels
+        with pytest.raises(ConfigError, match=r"the encoder ResNet cannot encode .* of the encoder"):
+            network.encode(torch.zeros(batch, 1, *[32] * spatial_dims))
 
 
 @pytest.mark.parametrize(
