@@ -20,7 +20,7 @@ from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, counted, one_line
-from monai_diffae.lazy import bundles, cached, inferers, metrics, models, np, sessions, torch
+from monai_diffae.lazy import bundles, cached, cohort_split, inferers, metrics, models, np, sessions, torch
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,24 @@ def _residual(
     )
     z_sem = inferers.encode_exactly(encoder_image, trained.network, trained.inferer)
     return models.image_residuals(trained, image, z_sem, settings)[1].cpu()
+
+
+def finish_training(
+    folder: Path,
+    cohort: cohort_split.SplitCohort,
+    dataset: cached.CachedCases,
+    limit: int,
+    device: str | torch.device,
+    mlflow: bool,
+    tracking_uri: str | None,
+    registered_model: str | None,
+) -> None:
+    """Calibrate a bundle after its training, and log it to the training's MLflow run if ``mlflow`` is set."""
+    calibrate_trained(folder, cohort.cases, dataset, limit=limit, device=device)
+    if mlflow:
+        from monai_diffae.handlers import log_bundle
+
+        log_bundle(folder, tracking_uri, registered_model)
 
 
 def calibrate_trained(
