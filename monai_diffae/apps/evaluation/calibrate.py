@@ -140,9 +140,8 @@ def fit_detector(
         settings=settings, mean_squares=residuals.square().mean(dim=0),
         scores=metrics.highest_mean(maps, settings.fraction).double(), scans=torch.from_numpy(scans),
         quantiles=torch.from_numpy(np.stack([shares, np.quantile(voxels, shares)])),
-        made_from={
-            **models.calibrated_model(trained), "images": images, "patients": patients.tolist(), **(made_from or {}),
-        },
+        made_from={**models.calibrated_model(trained), "images": images, "patients": patients.tolist(),
+                   **(made_from or {})},
     )  # fmt: skip
 
 
@@ -158,15 +157,9 @@ def _residual(
 
 
 def finish_training(
-    folder: Path,
-    cohort: cohort_split.SplitCohort,
-    dataset: cached.CachedCases,
-    limit: int,
-    device: str | torch.device,
-    mlflow: bool,
-    tracking_uri: str | None,
-    registered_model: str | None,
-) -> None:
+    folder: Path, cohort: cohort_split.SplitCohort, dataset: cached.CachedCases, limit: int, device: str | torch.device,
+    mlflow: bool, tracking_uri: str | None, registered_model: str | None,
+) -> None:  # fmt: skip
     """Calibrate a bundle after its training, and log it to the training's MLflow run if ``mlflow`` is set."""
     calibrate_trained(folder, cohort.cases, dataset, limit=limit, device=device)
     if mlflow:
