@@ -16,8 +16,8 @@ MODULES = {
     **dict.fromkeys(("Anomaly", "AnomalyDetector", "AnomalySettings", "ModelCase", "TrainedBundle"), "model"),
     "checksum": "model_file",
     **dict.fromkeys((
-        "TrainingDescription", "check_all_set", "check_monai_weights", "check_run", "describe_latent", "describe_model",
-        "fit_first_stage", "running_config",
+        "TrainingDescription", "check_all_set", "check_monai_weights", "check_run", "check_training", "describe_latent",
+        "describe_model", "fit_first_stage", "running_config",
     ), "training"),
 }  # fmt: skip
 

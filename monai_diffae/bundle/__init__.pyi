@@ -21,6 +21,7 @@ from monai_diffae.bundle.training import TrainingDescription as TrainingDescript
 from monai_diffae.bundle.training import check_all_set as check_all_set
 from monai_diffae.bundle.training import check_monai_weights as check_monai_weights
 from monai_diffae.bundle.training import check_run as check_run
+from monai_diffae.bundle.training import check_training as check_training
 from monai_diffae.bundle.training import describe_latent as describe_latent
 from monai_diffae.bundle.training import describe_model as describe_model
 from monai_diffae.bundle.training import fit_first_stage as fit_first_stage
