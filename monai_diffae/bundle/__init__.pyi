@@ -21,6 +21,7 @@ from .training import TrainingDescription as TrainingDescription
 from .training import check_all_set as check_all_set
 from .training import check_monai_weights as check_monai_weights
 from .training import check_run as check_run
+from .training import check_training as check_training
 from .training import describe_latent as describe_latent
 from .training import describe_model as describe_model
 from .training import fit_first_stage as fit_first_stage

@@ -58,19 +58,31 @@ def check_config_of_run(config: dict[str, Any]) -> None:
     check_anchored(config)
 
 
-def check_image_size(network: torch.nn.Module, image_size: Sequence[int]) -> None:
-    """Check that a network can use images of this size; networks without ``size_divisors`` can use any.
+def check_image_size(
+    network: torch.nn.Module, image_size: Sequence[int], first_stage: torch.nn.Module | None = None
+) -> None:
+    """Check that a network can use images of this size, or their latents; one without ``size_divisors`` can use any.
 
     Raises:
         ConfigError: it cannot; the message names the nearest usable size.
     """
-    divisors = getattr(network, "size_divisors", (1,) * len(image_size))
-    check_sizes(image_size, divisors)
+    own = getattr(network, "size_divisors", (1,) * len(image_size))
+    divisors = [f * d for f, d in zip(getattr(first_stage, "size_divisors", (1,) * len(own)), own, strict=False)]
+    given = f"image_size is {quoted(list(image_size))}"
+    if len(image_size) != len(divisors):
+        raise ConfigError(f"{given}; a {len(divisors)}D network takes {len(divisors)} sizes")
+    if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
+        from monai_diffae.networks.blocks import shown_divisors
+
+        nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
+        raise ConfigError(
+            f"{given}; the network needs multiples of {shown_divisors(divisors)}, such as {quoted(nearest)}"
+        )
     norms = [module for module in network.modules() if isinstance(module, torch.nn.GroupNorm)]
     widest = max(norms, key=lambda norm: norm.num_channels, default=None)
-    if widest is not None and widest.num_groups == widest.num_channels and [*image_size] == [*divisors]:
+    if widest is not None and widest.num_groups == widest.num_channels and [*image_size] == divisors:
         raise ConfigError(
-            f"image_size is {quoted(list(image_size))}; the network's last level would be one pixel of "
+            f"{given}; the network's last level would be one pixel of "
             f"{widest.num_channels} channels, too few to normalise; use a larger image_size, or fewer levels"
         )
 
@@ -302,19 +314,6 @@ def check_anchored(config: Mapping[str, Any]) -> None:
     other = next((key for key in ("num_rounds", "first_stage_bundle") if key in config), None)
     if other and isinstance(encoder, dict) and str(encoder.get("_target_")).endswith(".AnchoredEncoder"):
         raise ConfigError(f"{other}: an anchored encoder cannot be trained in this way; omit the overlay anchored")
-
-
-def check_sizes(image_size: Sequence[int], divisors: Sequence[int]) -> None:
-    """Check that each side of an image is a multiple of its divisor."""
-    given = f"image_size is {quoted(list(image_size))}"
-    if len(image_size) != len(divisors):
-        raise ConfigError(f"{given}; a {len(divisors)}D network takes {len(divisors)} sizes")
-    if any(size % d or size < 1 for size, d in zip(image_size, divisors, strict=True)):
-        from monai_diffae.networks.blocks import shown_divisors
-
-        nearest = [max(d, round(size / d) * d) for size, d in zip(image_size, divisors, strict=True)]
-        multiples = f"multiples of {shown_divisors(divisors)}"
-        raise ConfigError(f"{given}; the network needs {multiples}, such as {quoted(nearest)}")
 
 
 def check_required_values(config: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from monai.transforms import Transform
 from torch import Tensor, nn
 
 from monai_diffae.bundle.code import check_code, no_such_key
-from monai_diffae.bundle.config import build, check_dimensions, check_image_size, check_rules, check_sizes, find_device
+from monai_diffae.bundle.config import build, check_dimensions, check_image_size, check_rules, find_device
 from monai_diffae.bundle.description import describe, resolved
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.bundle.layout import (
@@ -245,9 +245,7 @@ def weights_sha256(network: nn.Module) -> str:
 
 def check_latent_image_size(first_stage: FirstStage, network: nn.Module, image_size: Sequence[int]) -> None:
     """Check that the first stage, and then the network on its latents, can halve images of this size."""
-    factors = first_stage.size_divisors
-    own: Sequence[int] = getattr(network, "size_divisors", [1] * len(factors))
-    check_sizes(image_size, [f * d for f, d in zip(factors, own, strict=True)])
+    check_image_size(network, image_size, first_stage)
 
 
 # -- latent DDIM -------------------------------------------------------------------------------------------------------

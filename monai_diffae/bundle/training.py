@@ -26,6 +26,7 @@ from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.config import (
     MODEL_ROOTS,
     check_config_of_run,
+    check_image_size,
     check_required_values,
     is_formula,
     model_config,
@@ -42,6 +43,7 @@ from monai_diffae.data.cases import spread
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.data.tensor_files import read_torch_file
+from monai_diffae.engines.memory import Workload, check_memory
 from monai_diffae.errors import CohortError, ConfigError, counted, find_diffae_error, one_line
 from monai_diffae.metrics import reconstruction_errors
 from monai_diffae.networks import FirstStage
@@ -72,8 +74,7 @@ def running_parser() -> ConfigParser:
 
 def running_config() -> dict[str, Any]:
     """The configuration of the bundle run that evaluates the calling expression, with all overrides, not evaluated."""
-    config: dict[str, Any] = deepcopy(running_parser().get())
-    return config
+    return dict(deepcopy(running_parser().get()))
 
 
 def _on_call_stack(kind: type[_T]) -> _T | None:
@@ -292,17 +293,22 @@ class TrainingDescription:
     run_config: dict[str, Any] = field(default_factory=dict)
     file: str = TRAIN  #: the name of the configuration's file
     fingerprint: str = ""  #: fingerprint of the data and their split
-    #: the id of each case and the hash of its scan, as they were read; none: scans are not compared
+    #: the id of each case and the hash of its scan, as they were read, besides those of ``datasets``
     scans: Sequence[tuple[str, str]] = ()
     #: the first stage on whose latents the model works; it is written into the model's file
     first_stage: FirstStage | None = None
     counts: Mapping[str, int] = field(default_factory=dict)  #: the number of cases by their split
+    datasets: Sequence[Any] = ()  #: the scans of CachedCases among them are compared when a run resumes
 
     def described(self, figures: Mapping[str, float]) -> dict[str, Any]:
         """The description of the model with its data and the figures of its last validation."""
         data = {"fingerprint": self.fingerprint, **self.counts}
         usable = {name: float(value) for name, value in figures.items() if math.isfinite(value)}
         return {**self.model, "data": data, "figures": usable}
+
+    def read_scans(self) -> list[tuple[str, str]]:
+        """The id of each case and the hash of its scan; scans of MONAI's datasets are not known."""
+        return [*self.scans, *(scan for data in self.datasets for scan in getattr(data, "contents", ()))]
 
     @property
     def kind(self) -> str:
@@ -330,7 +336,7 @@ class TrainingDescription:
         """The part of the description that a checkpoint keeps; it contains no ids of scans."""
         return {
             "fingerprint": self.fingerprint, "model": json.dumps(built_part(self.model), sort_keys=True),
-            "scans": [content[:_DIGITS] for _, content in self.scans],
+            "scans": [content[:_DIGITS] for _, content in self.read_scans()],
         }  # fmt: skip
 
     def differing(self, other: Mapping[str, Any], *, only_weights: bool = False) -> list[str]:
@@ -346,12 +352,12 @@ class TrainingDescription:
             raise _another_model(name, differing)
         if checkpoint["fingerprint"] != self.fingerprint:
             raise ConfigError(f"{name}: was trained on other data, or on another split; use its dataset_dir, {_AGAIN}")
-        pairs = zip(checkpoint["scans"], self.scans, strict=False)
+        pairs = zip(checkpoint["scans"], self.read_scans(), strict=False)
         replaced = [scan_id for before, (scan_id, now) in pairs if before != now[:_DIGITS]]
         if replaced:
             raise ConfigError(
-                f"{name}: {len(replaced)} of {len(self.scans)} scans are not those of the training (the first is "
-                f"'{replaced[0][:60]}'): they were replaced, or are damaged; restore them, {_AGAIN}"
+                f"{name}: {len(replaced)} of {len(checkpoint['scans'])} scans are not those of the training (the first "
+                f"is '{replaced[0][:60]}'): they were replaced, or are damaged; restore them, {_AGAIN}"
             )
 
 
@@ -359,6 +365,29 @@ def _another_model(name: str, keys: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"{name}: belongs to another model with other values of {', '.join(keys)}; use its values, {_AGAIN}"
     )
+
+
+def check_training(
+    network: nn.Module, folder: str | Path, memory: bool = False, first_stage: FirstStage | None = None
+) -> None:
+    """Check, before any scan is read, that a network fits its images, the memory, and the weights in a folder.
+
+    The memory is checked if ``memory`` is set and there is a cohort, the weights unless the run's ``overwrite`` is set.
+    """
+    parser = running_parser()
+    workload = checked_workload(parser, network, first_stage)
+    if memory and parser["dataset_dir"] != "???":
+        check_memory(network, workload)
+    if not parser["overwrite"]:
+        check_monai_weights(network, folder)
+
+
+def checked_workload(parser: ConfigParser, network: nn.Module, first_stage: FirstStage | None) -> Workload:
+    """The batches of a configuration's training, whose images the network can use."""
+    keys = "image_size", "in_channels", "device", "precision", "batch_size", "val_batch_size", "num_pictures"
+    size, channels, *others = map(parser.get_parsed_content, keys)
+    check_image_size(network, size, first_stage)
+    return Workload((channels, *size), *others, first_stage)  # type: ignore[call-arg]
 
 
 def check_monai_weights(network: nn.Module, folder: str | Path) -> None:

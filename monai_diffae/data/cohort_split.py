@@ -150,7 +150,7 @@ def split_cohort(
         CohortError: there are no usable cases, or one file is in two splits.
     """
     if dataset_dir == "???":  # MONAI's tools build all parts of a configuration, also without data
-        return SplitCohort([], [], "")
+        return SplitCohort([])
     keys = [key for key in image_keys if key != "encoder_image" or not images.encoder_sequences]
     listed = read_cohort(dataset_dir, columns=columns, image_keys=keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)

@@ -51,6 +51,7 @@ class StepDraws:
         return rows[self.first : self.first + self.count]
 
 
+@dataclass(eq=False)
 class StepSeeding:
     """Ignite handler: before each iteration, seed torch and numpy with (seed, rank, iteration).
 
@@ -58,8 +59,8 @@ class StepSeeding:
     numbers of their own: :class:`StepDraws`.
     """
 
-    def __init__(self, seed: int, rank: int = 0) -> None:
-        self.seed, self.rank = seed, rank
+    seed: int
+    rank: int = 0
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""

@@ -8,7 +8,6 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from torch import Tensor
 
-from monai_diffae.engines.batches import StepDraws
 from monai_diffae.engines.evaluator import LossEvaluator
 from monai_diffae.engines.precision import autocast
 from monai_diffae.engines.trainer import ResumableTrainer
@@ -33,11 +32,10 @@ class FirstStageTrainer(ResumableTrainer):
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,)."""
-        draws: StepDraws = batchdata["draws"]
         images, *_ = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
         images = images.to(memory_format=self.memory_format)
         with autocast(self.state.device, self.dtype):
-            reconstruction, mean, sigma = self.inferer(images, self.network, draw_noise=draws.noise)
+            reconstruction, mean, sigma = self.inferer(images, self.network, draw_noise=batchdata["draws"].noise)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error: Tensor = self.loss_function(reconstruction.float(), images).flatten(1).mean(dim=1)
         return error + self.kl_weight * kl_divergence(mean, sigma)
@@ -57,7 +55,9 @@ class FirstStageEvaluator(LossEvaluator):
         with autocast(self.state.device, self.dtype):
             reconstruction, mean, sigma = self.inferer(images, self.network)
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
-        error = (reconstruction.float() - images).abs().flatten(1).mean(dim=1)
-        output = {"loss": error, "kl": kl_divergence(mean, sigma)}
+        output = {
+            "loss": (reconstruction.float() - images).abs().flatten(1).mean(dim=1),
+            "kl": kl_divergence(mean, sigma),
+        }
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return output

@@ -69,7 +69,7 @@ def training_memory(
             kept = live.now
             loss.backward()
     trained = sum(weight.numel() * weight.element_size() for weight in network.parameters() if weight.requires_grad)
-    return _memory(_size(network) + 3 * trained, kept, live, torch.device(device))
+    return _memory(_size(network) + 3 * trained, kept, live, device)
 
 
 def inference_memory(
@@ -84,7 +84,7 @@ def inference_memory(
         with _LiveBytes() as live:
             images = [torch.empty(batch_shape) for _ in range(KEPT_IMAGES)]
             _predict(evaluation, images[0], images[1], dtype)
-    return _memory(_size(network), 0, live, torch.device(device))
+    return _memory(_size(network), 0, live, device)
 
 
 def first_stage_memory(
@@ -101,7 +101,7 @@ def first_stage_memory(
             latents = autoencoder.encode(torch.empty(1, *image_shape))[0]  # type: ignore[operator, union-attr]
             if decodes:
                 autoencoder.decode(latents)  # type: ignore[operator, union-attr]
-    return _memory(_size(first_stage), 0, live, torch.device(device))
+    return _memory(_size(first_stage), 0, live, device)
 
 
 def free_memory(device: torch.device | str) -> int | None:
@@ -139,20 +139,21 @@ class Workload:
 def run_memory(network: nn.Module, workload: Workload) -> Memory:
     """The peak memory of a training run: of its steps, or of its validation or pictures if these need more."""
     stage, device = workload.first_stage, workload.device
-    shape = tuple(workload.image_shape if stage is None else stage.latent_shape(workload.image_shape))
+    shape = workload.image_shape if stage is None else stage.latent_shape(workload.image_shape)
     dtype = resolve_precision(workload.precision, device)
     training = training_memory(network, (workload.batch_size, *shape), device, dtype)
     batches = ((workload.val_batch_size, dtype), (workload.num_pictures, torch.float32))
     num_images, largest_dtype = max(batches, key=lambda batch: batch[0] * batch[1].itemsize)
     inference = inference_memory(network, (num_images, *shape), device, largest_dtype)
     moments = [training, inference]
-    image_bytes = 0
+    states, image_bytes = training.states, 0
     if stage is not None:
-        stage_dtype, decodes = (torch.float32, True) if workload.num_pictures else (dtype, False)
+        decodes = workload.num_pictures > 0
+        stage_dtype = torch.float32 if decodes else dtype
         moments.append(first_stage_memory(stage, workload.image_shape, device, stage_dtype, decodes))
+        states += moments[-1].states
         # the images beside their latents
         image_bytes = 4 * math.prod(workload.image_shape) * max(workload.batch_size, num_images)
-    states = training.states + (0 if stage is None else moments[-1].states)
     fullest = max(moments, key=lambda memory: memory.total - memory.states)
     return replace(fullest, states=states, transient=fullest.transient + image_bytes)
 
@@ -224,8 +225,8 @@ def _size(network: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
 
 
-def _memory(states: int, kept: int, live: _LiveBytes, device: torch.device) -> Memory:
-    if device.type == "cpu":
+def _memory(states: int, kept: int, live: _LiveBytes, device: torch.device | str) -> Memory:
+    if torch.device(device).type == "cpu":
         resident = live.peak_large + (1 + _CPU_HOLES) * live.peak_small
         overhead = _CPU_LIBRARIES + resident - live.peak
     else:

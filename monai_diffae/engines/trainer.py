@@ -311,18 +311,20 @@ def learning_rate_schedule(
     Args:
         optimizer: the optimiser, whose learning rate is the maximum.
         kind: ``constant``, or ``cosine`` down to 0 at ``total_steps``.
-        warmup_steps: iterations from 0 to the maximum.
+        warmup_steps: iterations from 0 to the maximum; at most a tenth of ``total_steps``.
         total_steps: iterations of the whole training; required for ``cosine``.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-        >>> schedule = learning_rate_schedule(optimizer, "cosine", warmup_steps=2, total_steps=10)
-        >>> [round(schedule.lr_lambdas[0](step), 2) for step in (0, 1, 2, 6, 10)]
+        >>> schedule = learning_rate_schedule(optimizer, "cosine", warmup_steps=2, total_steps=22)
+        >>> [round(schedule.lr_lambdas[0](step), 2) for step in (0, 1, 2, 12, 22)]
         [0.5, 1.0, 1.0, 0.5, 0.0]
     """
     check_choice("lr_schedule", kind, ("constant", "cosine"))
     if kind == "cosine" and total_steps is None:
         raise ConfigError("lr_schedule 'cosine' needs total_steps; give it, or use 'constant'")
+    if total_steps is not None:
+        warmup_steps = min(warmup_steps, total_steps // 10)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -334,7 +336,7 @@ def learning_rate_schedule(
                 f"lr_schedule: 'cosine' ends at step {total_steps} with a learning rate of 0, but the training "
                 "continues; in federated training, add configs/overlays/federated.json and set num_rounds to all rounds"
             )
-        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        done = (step - warmup_steps) / (total_steps - warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)

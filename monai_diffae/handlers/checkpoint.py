@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from monai.engines import Workflow
@@ -100,7 +101,8 @@ class CheckpointKeeper:
     prefix: str = ""  #: of the files' names, such as ``latent_``, so that several models can share the folder
     interval_minutes: float = 5.0  #: the longest time between two saves
     overwrite: bool = False  #: start from the first step, although there are weights or a checkpoint
-    enabled: bool = True  #: False on ranks other than 0, which read but do not write
+    #: False on ranks other than 0, which read but do not write
+    enabled: bool = field(default_factory=lambda: idist.get_rank() == 0)
     fine_tune: bool = False  #: begin with the weights in the folder, although there is a checkpoint
     stop_requests: StopRequests = field(default_factory=StopRequests, init=False)
     _has_saved: bool = field(default=False, init=False)
@@ -111,8 +113,9 @@ class CheckpointKeeper:
     def __post_init__(self) -> None:
         self.directory = Path(self.directory)
         self.checkpoint, self.model = (self.directory / f"{self.prefix}{name}" for name in (CHECKPOINT, MODEL))
-        names = ("network", "ema", "optimizer", "lr_scheduler", "validation")
-        self.parts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        self.parts: dict[str, Any] = {
+            name: getattr(self, name) for name in ("network", "ema", "optimizer", "lr_scheduler", "validation")
+        }
         self._weights = WeightMonitor(self.network)
         self._lock = WriteLock(self.directory)
 
@@ -131,7 +134,7 @@ class CheckpointKeeper:
     def save(self, engine: Workflow) -> None:
         """Write the checkpoint, the weights and the metrics now, or raise DivergenceError on every rank."""
         state = engine.state
-        if not (_is_finite(self.parts["network"]) and _is_finite(self.ema.network)):
+        if not (_is_finite(self.network) and _is_finite(self.ema.network)):
             raise diverged(f"the weights are not finite at step {state.iteration}")
         self._saved_at = time.monotonic()
         if not self.enabled:
@@ -149,7 +152,6 @@ class CheckpointKeeper:
                 (self.directory / name).unlink(missing_ok=True)
             write_model_card(self.directory.parent, self._description())
         self._has_saved = True
-        self._saved_at = time.monotonic()
 
     def _write_model(self) -> None:
         """Write the averaged weights with their description, and copies for MONAI's tools and for people."""
@@ -157,13 +159,13 @@ class CheckpointKeeper:
         tensors = {f"{FIRST_STAGE}{name}": tensor for name, tensor in (stage.state_dict() if stage else {}).items()}
         if not self.prefix:
             write_for_monai(self.directory / MONAI_MODEL, weights)
-        write_json(self.directory / f"{self.prefix}{METRICS}", self.parts["validation"].metrics)
+        write_json(self.directory / f"{self.prefix}{METRICS}", self.validation.metrics)
         # The model comes last: if it has the weights of the checkpoint, a resumed training need not write the others.
         write_model(self.model, self.description.kind, {**weights, **tensors}, self._description())
 
     def _description(self) -> dict[str, Any]:
         # figures of probes have the names of the table's columns, which are no part of a model
-        metrics = self.parts["validation"].metrics
+        metrics = self.validation.metrics
         return self.description.described({name: v for name, v in metrics.items() if not is_of_probes(name)})
 
     def _announce_position(self, engine: Workflow) -> None:
@@ -198,7 +200,7 @@ class CheckpointKeeper:
         elif (model := self._model_to_fine_tune()).is_file() and not self.overwrite and not is_given:
             self._fine_tune(model)
         elif is_given:
-            self.ema.network.load_state_dict(self.parts["network"].state_dict())
+            self.ema.network.load_state_dict(self.network.state_dict())
         elif not self.overwrite and not self.prefix and (self.fine_tune or (self.directory / MONAI_MODEL).is_file()):
             raise ConfigError(
                 f"{self.model.name}: is missing, so there are no weights to begin with; copy the whole bundle again, "
@@ -226,7 +228,7 @@ class CheckpointKeeper:
                 f"{self.model.name}: was trained with other values of {', '.join(keys)}; use its values, choose "
                 "another output_dir, or set overwrite to train another model"
             )
-        for network in (self.parts["network"], self.ema.network):
+        for network in (self.network, self.ema.network):
             model.load_into(network)
         self._started_from = model.sha256
         replaces = (
@@ -248,20 +250,20 @@ class CheckpointKeeper:
                 f"{path.name}: was trained with {saved['epoch_length']} steps per epoch, but this run has "
                 f"{state.epoch_length}; use the same data and batch_size, or another output_dir"
             )
-        rates = [(group["initial_lr"], group["weight_decay"]) for group in self.parts["optimizer"].param_groups]
+        rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
         for name, part in self.parts.items():
             if not (is_given and name == "network"):
                 part.load_state_dict(checkpoint[name])
-        set_rates(self.parts["optimizer"], self.parts["lr_scheduler"], rates)
+        set_rates(self.optimizer, self.lr_scheduler, rates)
         iteration = saved["iteration"]
         if is_given:
             iteration = state.iteration
-            set_schedule_back(self.parts["lr_scheduler"], saved["iteration"], iteration)
-        lay_out_like_parameters(self.parts["optimizer"])
+            set_schedule_back(self.lr_scheduler, saved["iteration"], iteration)
+        lay_out_like_parameters(self.optimizer)
         if self.enabled and not self._has_same_weights():
             self._write_model()
         has_all_steps = iteration >= state.max_epochs * state.epoch_length
-        limit = "max_epochs" if has_all_steps else self.parts["validation"].stopping_key
+        limit = "max_epochs" if has_all_steps else self.validation.stopping_key
         if limit is not None:
             self._complete(engine, iteration, limit)
             return
@@ -294,8 +296,8 @@ class CheckpointKeeper:
         is_last_of_epoch = engine.state.iteration % engine.state.epoch_length == 0
         if is_last_of_epoch or engine.is_between_updates:  # type: ignore[attr-defined]
             return
-        is_stopping = self.stop_requests.are_pending or engine.should_terminate
-        if is_stopping or time.monotonic() - self._saved_at > self.interval_minutes * 60:
+        is_due = time.monotonic() - self._saved_at > self.interval_minutes * 60
+        if is_due or self.stop_requests.are_pending or engine.should_terminate:
             engine.check_last_step()  # type: ignore[attr-defined]
             self._announce_and_save(engine)
         self._stop_if_asked(engine)

@@ -133,20 +133,17 @@ class MLflowTracking(MLFlowHandler):
         """The experiment of this name; in a moved or copied folder another one, as MLflow stores absolute paths."""
         for number in itertools.count(2):
             experiment = self.client.get_experiment_by_name(name)
-            if experiment is None or not self._is_elsewhere(experiment.artifact_location):
+            if experiment is None or not is_elsewhere(experiment.artifact_location, self.tracking_uri, self.output_dir):
                 break
             name = f"{self.experiment_name} {number}"
         return name
-
-    def _is_elsewhere(self, location: str) -> bool:
-        return is_elsewhere(location, self.tracking_uri, self.output_dir)
 
     def _resumed_run(self) -> Any:
         id_file = self.output_dir / RUN_ID
         if self._trainer.state.iteration and id_file.is_file():
             with suppress(Exception):  # the run is in another database
                 run = self.client.get_run(id_file.read_text().strip())
-                if not self._is_elsewhere(run.info.artifact_uri):
+                if not is_elsewhere(run.info.artifact_uri, self.tracking_uri, self.output_dir):
                     self.client.update_run(run.info.run_id, status="RUNNING")
                     return run
         return None

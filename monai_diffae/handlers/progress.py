@@ -49,16 +49,17 @@ class Statistics:
     seconds_left: float  #: time to the end of the training at this speed, without validation
 
 
+@dataclass(eq=False, repr=False)
 class RunningStatistics:
     """Ignite handler: every ``every`` steps, store :class:`Statistics` in ``engine.state.statistics``.
 
-    The loss is read from the device only then, so that a GPU does not have to wait at each step. ``images_per_step`` is
-    the batch size times the number of ranks.
+    The loss is read from the device only then, so that a GPU does not have to wait at each step.
     """
 
-    def __init__(self, images_per_step: int, optimizer: torch.optim.Optimizer, every: int = 20) -> None:
-        self.images_per_step, self.optimizer, self.every = images_per_step, optimizer, every
-        self._step_started = 0.0
+    optimizer: torch.optim.Optimizer
+    every: int = 20
+    images_per_step: int = 0  #: ignored: earlier configurations give it
+    _step_started = 0.0
 
     def attach(self, engine: Workflow) -> None:
         """Register with a :class:`~monai_diffae.engines.ResumableTrainer`.
@@ -88,11 +89,12 @@ class RunningStatistics:
         sums["seconds"] += time.perf_counter() - self._step_started
         if not is_due:
             return
+        images_per_step = engine.data_loader.batch_sampler.batch_size * idist.get_world_size()  # type: ignore[union-attr]
         steps_per_s = sums["steps"] / max(sums["seconds"], 1e-9)
         num_steps = state.max_epochs * state.epoch_length
         state.statistics = Statistics(
             state.epoch, state.max_epochs, state.iteration, num_steps,
-            images_seen=state.iteration * self.images_per_step, images_per_s=steps_per_s * self.images_per_step,
+            images_seen=state.iteration * images_per_step, images_per_s=steps_per_s * images_per_step,
             loss=mean_loss, learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds_left=(num_steps - state.iteration) / steps_per_s,
         )  # fmt: skip
@@ -144,9 +146,12 @@ class TrainingProgress:
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def _show_validation(self, evaluator: Workflow) -> None:
-        shown = {name: value for name, value in evaluator.state.metrics.items() if not is_of_probes(name)}
         undefined = "not defined, as there is no other image"  # of z_sem_usage, the only metric that can be NaN
-        metrics = "  ".join(f"{k} {undefined if math.isnan(v) else format(v, '.4g')}" for k, v in shown.items())
+        metrics = "  ".join(
+            f"{name} {undefined if math.isnan(value) else format(value, '.4g')}"
+            for name, value in evaluator.state.metrics.items()
+            if not is_of_probes(name)
+        )
         self.console.print(f"validation: {metrics}", highlight=False, soft_wrap=True)
 
     def _end(self, engine: Workflow) -> None:
@@ -180,7 +185,7 @@ class TrainingCurves:
         self.directory = Path(directory)
         self.evaluator = evaluator
         self.rows: list[dict[str, Any]] = []
-        self._num_written = self._num_drawn = 0
+        self._num_drawn = 0
         self._figure: Figure | None = None
 
     def attach(self, engine: Workflow) -> None:
@@ -220,12 +225,11 @@ class TrainingCurves:
         self.write()
 
     def write(self) -> None:
-        """Write table and picture, each if it lacks a row."""
+        """Write the table, and the picture if it lacks a row."""
         self._write_table()
-        picture = self.directory / PICTURE
-        if self.rows and not (len(self.rows) == self._num_drawn and picture.is_file()):
+        if len(self.rows) != self._num_drawn:
             self._figure = draw_curves(pd.DataFrame(self.rows))
-            write_atomic(picture, self._figure.savefig)
+            write_atomic(self.directory / PICTURE, self._figure.savefig)
             self._num_drawn = len(self.rows)
 
     def _write_vectors(self) -> None:
@@ -233,10 +237,8 @@ class TrainingCurves:
             write_atomic((self.directory / PICTURE).with_suffix(".svg"), self._figure.savefig)
 
     def _write_table(self) -> None:
-        table = self.directory / TABLE
-        if self.rows and not (len(self.rows) == self._num_written and table.is_file()):
-            write_csv(table, pd.DataFrame(self.rows))
-            self._num_written = len(self.rows)
+        if self.rows:
+            write_csv(self.directory / TABLE, pd.DataFrame(self.rows))
 
 
 def _number(text: str) -> float:

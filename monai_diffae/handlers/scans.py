@@ -10,6 +10,7 @@ from monai.engines import Workflow
 
 from monai_diffae.data.cached import CachedCases
 from monai_diffae.data.cases import Case, spread
+from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.inspection.twins import find_identical, report_twins
 from monai_diffae.data.progress import Failure, count_by_label, write_failures
 from monai_diffae.engines.latent_cases import LatentCases
@@ -34,6 +35,8 @@ class BadScans:
     failures: Sequence[Failure] = ()  #: those from listing the cohort
     enabled: bool = True  #: False on ranks other than 0
     cases: Sequence[Case] = ()
+    #: instead of ``failures`` and ``cases``
+    cohort: SplitCohort = SplitCohort([])  # noqa: RUF009 - nobody changes it
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer or an evaluator."""
@@ -46,13 +49,16 @@ class BadScans:
         cached = [dataset for dataset in self.datasets if isinstance(dataset, CachedCases)]  # not those of MONAI
         for dataset in cached:
             dataset.failures_name = path.name
-        failures = [*self.failures] + [f for dataset in cached for f in dataset.prepare().failures]
+        cases = self.cases or self.cohort.cases
+        failures = [*self.failures, *self.cohort.failures] + [
+            f for dataset in cached for f in dataset.prepare().failures
+        ]
         if not self.enabled:
             return
         write_failures(path, failures)
         if failures:
             read = {item.get("id") for dataset in cached for item in dataset.data}
-            by_label = count_by_label([f.case_id for f in failures], [case for case in self.cases if case.id in read])
+            by_label = count_by_label([f.case_id for f in failures], [case for case in cases if case.id in read])
             logger.warning(
                 "%s cannot be used%s; %s lists them with the reasons",
                 counted(len(failures), "case"),
@@ -60,8 +66,8 @@ class BadScans:
                 path.name,
             )
         contents = dict(content for dataset in cached for content in dataset.contents)
-        groups = find_identical(self.cases, [contents.get(case.id, "") for case in self.cases])
-        for line in report_twins(self.cases, groups).problems():
+        groups = find_identical(cases, [contents.get(case.id, "") for case in cases])
+        for line in report_twins(cases, groups).problems():
             logger.warning("%s", line)
 
 

@@ -46,11 +46,12 @@ class Validation(ValidationHandler):
             its runs if it was resumed; None: no limit.
     """
 
+    validator: Evaluator
+
     def __init__(
         self, validator: Evaluator, interval: int = 1, patience: int | None = None, max_minutes: float | None = None
     ) -> None:
         super().__init__(interval=interval, validator=validator)
-        self.evaluator = validator
         self.patience = patience
         self.max_minutes = max_minutes
         self.best = math.inf
@@ -101,12 +102,12 @@ class Validation(ValidationHandler):
     def __call__(self, engine: Engine) -> None:
         """Validate, and end the training if the patience is exhausted."""
         state = engine.state
-        self.evaluator.state.trainer_step = state.iteration
+        self.validator.state.trainer_step = state.iteration
         is_last_step = state.iteration == state.max_epochs * state.epoch_length  # type: ignore[operator]
-        self.evaluator.state.is_last = is_last_step or engine.ends_after_step  # type: ignore[attr-defined]
+        self.validator.state.is_last = is_last_step or engine.ends_after_step  # type: ignore[attr-defined]
         super().__call__(engine)
-        values = {name: float(value) for name, value in self.evaluator.state.metrics.items()}
-        self.metrics = {name: value for name, value in values.items() if name == "loss" or not math.isnan(value)}
+        metrics = self.validator.state.metrics
+        self.metrics = {name: float(v) for name, v in metrics.items() if name == "loss" or not math.isnan(v)}
         loss = self.metrics["loss"]
         if loss < self.best:
             self.best, self.validations_since_best = loss, 0

@@ -77,19 +77,17 @@ class WeightMonitor:
 
     def remember(self) -> None:
         """From now on, compare with the current weights."""
-        self._versions, self._checksum = self._current_versions(), self._current_checksum()
+        self._remembered = self._signs()
 
     def were_replaced(self) -> bool:
         """Whether a weight was written since :meth:`remember`; this reads all weights."""
-        return self._versions != self._current_versions() or self._checksum != self._current_checksum()
+        return self._remembered != self._signs()
 
-    def _current_versions(self) -> list[int]:
-        return [weight._version for weight in self._network.parameters()]
-
-    def _current_checksum(self) -> str:
-        weights = (weight.detach().cpu() for weight in self._network.parameters())
+    def _signs(self) -> list[Any]:
+        weights = list(self._network.parameters())
         # in the order of their indices, whatever the memory format is
-        return digest(*(weight.contiguous().reshape(-1).view(torch.uint8).numpy() for weight in weights))
+        arrays = (weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for weight in weights)
+        return [digest(*arrays), *(weight._version for weight in weights)]
 
 
 def _leave_memory_of(network: nn.Module, given: Mapping[str, Tensor], prefix: str, *_: object) -> None:

@@ -14,12 +14,14 @@ from mlflow import MlflowClient
 from mlflow.artifacts import list_artifacts
 from PIL import Image
 
+from monai_diffae.apps.evaluation import finish_training
 from monai_diffae.apps.tracking import log_to_training
 from monai_diffae.bundle import load_bundle
+from monai_diffae.data import SplitCohort
 from monai_diffae.data.samples import make_virtual_cohort
 from monai_diffae.errors import ScanError
 from monai_diffae.handlers.logged_model import _load_pyfunc
-from monai_diffae.handlers.mlflow import without_paths
+from monai_diffae.handlers.mlflow import RUN_ID, without_paths
 
 NAME = "Mustermann"
 TRACKED = {
@@ -203,3 +205,10 @@ def test_the_name_matters_only_for_its_ending_and_is_not_told(served):
     with pytest.raises(ScanError) as error:
         served.predict(pd.DataFrame({"image": [b"no image"], "file_name": ["Mustermann.png"]}))
     assert "Mustermann" not in str(error.value)
+
+
+def test_a_training_without_mlflow_does_not_log_to_the_run_of_an_earlier_one(tmp_path, caplog):
+    (tmp_path / RUN_ID).write_text("of an earlier training")
+    for mlflow in (False, True):
+        finish_training(tmp_path, SplitCohort([]), None, 0, "cpu", mlflow, None, None)
+        assert ("is not logged" in caplog.text) == mlflow

@@ -96,6 +96,12 @@ def optimizer_with_schedule(rate, position):
     return optimizer, schedule
 
 
+def test_the_warm_up_takes_at_most_a_tenth_of_the_steps():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = learning_rate_schedule(optimizer, warmup_steps=100, total_steps=20)
+    assert [schedule.lr_lambdas[0](step) for step in range(3)] == [0.5, 1.0, 1.0]
+
+
 def test_another_rate_is_used_from_the_position_of_the_schedule_on_and_a_rate_of_zero_can_be_raised():
     resumed, schedule = optimizer_with_schedule(1.0, 4)
     set_rates(resumed, schedule, [(0.1, 0.0)])

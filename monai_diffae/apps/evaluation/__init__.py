@@ -1,5 +1,5 @@
 """Commands that evaluate embeddings and models, and the calibration at the end of a training."""
 
-from monai_diffae.apps.evaluation.calibrate import calibrate_trained
+from monai_diffae.apps.evaluation.calibrate import calibrate_trained, finish_training
 
-__all__ = ["calibrate_trained"]
+__all__ = ["calibrate_trained", "finish_training"]

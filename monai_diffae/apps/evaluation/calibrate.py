@@ -30,7 +30,7 @@ with on_first_use:
     from monai_diffae import bundle as bundles
     from monai_diffae.apps import session as sessions
     from monai_diffae.bundle import model as models
-    from monai_diffae.data import cached
+    from monai_diffae.data import cached, cohort_split
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +150,8 @@ def fit_detector(
         settings=settings, mean_squares=residuals.square().mean(dim=0),
         scores=metrics.highest_mean(maps, settings.fraction).double(), scans=torch.from_numpy(scans),
         quantiles=torch.from_numpy(np.stack([shares, np.quantile(voxels, shares)])),
-        made_from={
-            **models.calibrated_model(trained), "images": images, "patients": patients.tolist(), **(made_from or {}),
-        },
+        made_from={**models.calibrated_model(trained), "images": images, "patients": patients.tolist(),
+                   **(made_from or {})},
     )  # fmt: skip
 
 
@@ -165,6 +164,18 @@ def _residual(
     )
     z_sem = inferers.encode_exactly(encoder_image, trained.network, trained.inferer)
     return models.image_residuals(trained, image, z_sem, settings)[1].cpu()
+
+
+def finish_training(
+    folder: Path, cohort: cohort_split.SplitCohort, dataset: cached.CachedCases, limit: int, device: str | torch.device,
+    mlflow: bool, tracking_uri: str | None, registered_model: str | None,
+) -> None:  # fmt: skip
+    """Calibrate a bundle after its training, and log it to the training's MLflow run if ``mlflow`` is set."""
+    calibrate_trained(folder, cohort.cases, dataset, limit=limit, device=device)
+    if mlflow:
+        from monai_diffae.handlers import log_bundle
+
+        log_bundle(folder, tracking_uri, registered_model)
 
 
 def calibrate_trained(

@@ -18,14 +18,14 @@ from monai.bundle import ConfigParser
 from torch import nn
 from torch.utils.data import DataLoader
 
-from monai_diffae.bundle.config import build, check_image_size, references
-from monai_diffae.bundle.loading import check_latent_image_size
+from monai_diffae.bundle.config import build, references
 from monai_diffae.bundle.parser import Parser
+from monai_diffae.bundle.training import checked_workload
 from monai_diffae.data import CachedCases
 from monai_diffae.data.inspection.survey import Survey
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.engines import ResumableTrainer
-from monai_diffae.engines.memory import GIB, Memory, Workload, run_memory
+from monai_diffae.engines.memory import GIB, Memory, run_memory
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage, anisotropic_strides
 from monai_diffae.networks.arguments import size_divisors
@@ -58,7 +58,6 @@ class Machine:
     config: dict[str, Any]
     overrides: Mapping[str, Any]
     budget: int
-    device: torch.device
     first_stage: FirstStage | None  # on whose latents the network works; None: it works on images
 
     def value(self, key: str) -> Any:
@@ -77,14 +76,7 @@ class Machine:
         parser = self._parser(settings)
         with torch.device("meta"):
             network = build(parser, "network_def", nn.Module)
-        image_size = [int(n) for n in parser.get("image_size")]
-        if self.first_stage is None:
-            check_image_size(network, image_size)
-        else:
-            check_latent_image_size(self.first_stage, network, image_size)
-        batches = {key: int(parser.get(key)) for key in ("batch_size", "val_batch_size", "num_pictures")}
-        shape = (int(parser.get("in_channels")), *image_size)
-        workload = Workload(shape, self.device, parser.get("precision"), first_stage=self.first_stage, **batches)
+        workload = checked_workload(parser, network, self.first_stage)
         proposal = Proposal({**settings, **self.overrides}, run_memory(network, workload))
         logger.debug("%.2f GiB: %s", proposal.memory.gib, proposal.settings)
         return proposal
@@ -129,7 +121,7 @@ def open_machine(config: dict[str, Any], overrides: Mapping[str, Any], budget: i
         stage = build(parser, "first_stage", FirstStage)
         stage.latent_std.nan_to_num_(1.0), stage.latent_mean.nan_to_num_()  # the time does not depend on them
         config = {**config, "first_stage": stage}
-    return Machine(config, overrides, budget, device, config.get("first_stage"))
+    return Machine({**config, "device": device}, overrides, budget, config.get("first_stage"))
 
 
 def grid_3d(
