@@ -40,9 +40,25 @@ Features = Literal["z", "wide"]
 """z_sem, or the features from which the encoder's last layer computes it."""
 
 MISSING_WORDS = (
-    "", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "#N/A", "#N/A N/A", "#NA", "<NA>", "-NaN", "-nan", "1.#IND",
-    "-1.#IND", "1.#QNAN", "-1.#QNAN",
-)  # fmt: skip
+    "",
+    "NA",
+    "N/A",
+    "n/a",
+    "NaN",
+    "nan",
+    "null",
+    "NULL",
+    "#N/A",
+    "#N/A N/A",
+    "#NA",
+    "<NA>",
+    "-NaN",
+    "-nan",
+    "1.#IND",
+    "-1.#IND",
+    "1.#QNAN",
+    "-1.#QNAN",
+)
 """Words for a missing label, as of pandas. ``None`` is not one: it can be a class, such as no treatment."""
 
 

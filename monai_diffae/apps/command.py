@@ -54,9 +54,12 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         # evaluated in the namespace of the function's own module; pydantic would use another one
         arguments.__annotations__ = get_type_hints(function, include_extras=True)
         config = pydantic.ConfigDict(
-            extra="forbid", revalidate_instances="always", arbitrary_types_allowed=True,
-            allow_inf_nan=False, coerce_numbers_to_str=True,  # MONAI's command line makes numbers of ids such as 101
-        )  # fmt: skip
+            extra="forbid",
+            revalidate_instances="always",
+            arbitrary_types_allowed=True,
+            allow_inf_nan=False,
+            coerce_numbers_to_str=True,  # MONAI's command line makes numbers of ids such as 101
+        )
         return pydantic.validate_call(config=config)(arguments)
 
     @functools.wraps(function)
@@ -161,8 +164,10 @@ def _one_line(error: pydantic.ValidationError, function: Callable[..., Any]) -> 
 def plain_reason(details: Mapping[str, Any]) -> str:
     """What is wrong with a value, by one of pydantic's errors, such as ``0 is below 1``."""
     kind, value = details["type"], details["input"]
-    context = {key: str(value).replace("'", "").replace(" or ", ", ") if key == "expected" else value
-               for key, value in details.get("ctx", {}).items()}  # fmt: skip
+    context = {
+        key: str(value).replace("'", "").replace(" or ", ", ") if key == "expected" else value
+        for key, value in details.get("ctx", {}).items()
+    }
     if kind in _PLAIN_REASONS:
         return f"{value!r} {_PLAIN_REASONS[kind].format(**context)}"
     return f"{value!r} cannot be used: {details['msg'][0].lower()}{details['msg'][1:]}"

@@ -58,8 +58,9 @@ def warn_of_other_preprocessing(embeddings: PathLike, trained: bundles.TrainedBu
         logger.warning(
             "%s: its scans were preprocessed in another way than here (%s differ), so its z_sem do not fit; use the "
             "same overrides, or embed the cohort again",
-            Path(embeddings).name, ", ".join(differ),
-        )  # fmt: skip
+            Path(embeddings).name,
+            ", ".join(differ),
+        )
 
 
 def check_same_preprocessing(embeddings: PathLike, config: Mapping[str, Any]) -> None:
@@ -87,8 +88,10 @@ def warn_if_cohort_changed(table: pd.DataFrame, split: cohort_split.SplitCohort,
     if made_from.get("cohort", split.fingerprint) != split.fingerprint:
         logger.warning(
             "%s: %s has changed since the table was made (its cases, splits or file sizes); an id may now belong to "
-            "another image", what, Path(cohort).resolve().name,
-        )  # fmt: skip
+            "another image",
+            what,
+            Path(cohort).resolve().name,
+        )
 
 
 def origin_of(embeddings: PathLike) -> dict[str, str]:
@@ -138,8 +141,10 @@ def _recorded(path: Path) -> dict[str, Any]:
     if not is_unchanged and isinstance(sample, str) and not has_sampled_rows(path, sample):
         logger.warning(
             "%s: its z_sem are not those that the record %s beside it describes: they were changed, or another "
-            "autoencoder made them; copy each table together with its record", path.name, record.name,
-        )  # fmt: skip
+            "autoencoder made them; copy each table together with its record",
+            path.name,
+            record.name,
+        )
     return dict(content["made_from"])
 
 

@@ -236,10 +236,18 @@ def write_record(
     record = record_of(out)
     # by hashes of the names, because these may be ids of cases
     files = {} if figures is None else {key: file_checksum(file) for key, file in _files(record.parent, results)}
-    write_json(record, {
-        "command": command, "complete": figures is not None, "made_from": dict(made_from),
-        "figures": dict(figures or {}), "files": files, "versions": versions(), **more,
-    })  # fmt: skip
+    write_json(
+        record,
+        {
+            "command": command,
+            "complete": figures is not None,
+            "made_from": dict(made_from),
+            "figures": dict(figures or {}),
+            "files": files,
+            "versions": versions(),
+            **more,
+        },
+    )
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -172,8 +172,9 @@ class Session:
             logger.warning(
                 "%d of %d z_sem are unlike those of the training: these scans may be of another kind, orientation, "
                 "field of view or intensity; compare them with monai-diffae reconstruct --mode z_sem",
-                num_unlike, len(z_sem),
-            )  # fmt: skip
+                num_unlike,
+                len(z_sem),
+            )
 
     def choose(self, choice: Choice) -> list[Case]:
         """The selected cases: those with the given ids in their order, else the first ``limit`` of a split."""
@@ -182,9 +183,14 @@ class Session:
         return cases
 
     def read(
-        self, cases: Sequence[Case], out: Path, failures_name: str = "failures.csv", *, named: bool = False,
+        self,
+        cases: Sequence[Case],
+        out: Path,
+        failures_name: str = "failures.csv",
+        *,
+        named: bool = False,
         dicom: bool = False,
-    ) -> ReadCases:  # fmt: skip
+    ) -> ReadCases:
         """Read and preprocess cases. Unusable ones are listed in the file ``failures_name`` in ``out``.
 
         With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
@@ -300,9 +306,11 @@ def _warn_of_other_field(trained: TrainedBundle, split: SplitCohort) -> None:
             scan_mm, model_mm = (" x ".join(f"{side:.0f}" for side in sides) for sides in (scan, model))
             logger.warning(
                 "the scans measure %s mm (median), the model's field of view %s mm: %s; monai-diffae info says which "
-                "scans the model is for", scan_mm, model_mm,
+                "scans the model is for",
+                scan_mm,
+                model_mm,
                 f"it sees {seen:.0%} of a scan" if seen < filled else f"{1 - filled:.0%} of its images are padding",
-            )  # fmt: skip
+            )
 
 
 def _is_drawn_again(trained: TrainedBundle, split: SplitCohort) -> bool:

@@ -75,10 +75,14 @@ class Steps:
         """The outcomes of this call, after the preparations that only earlier calls had to do."""
         ran = {_key(outcome.step) for outcome in self.outcomes}
         earlier = [
-            Outcome(Step(each["title"], each["command"], {}, is_preparation=True, typed=each["line"]),
-                    each["seconds"], warnings=tuple(each["warnings"]))
-            for key, each in self._notes().items() if key not in ran and "line" in each
-        ]  # fmt: skip
+            Outcome(
+                Step(each["title"], each["command"], {}, is_preparation=True, typed=each["line"]),
+                each["seconds"],
+                warnings=tuple(each["warnings"]),
+            )
+            for key, each in self._notes().items()
+            if key not in ran and "line" in each
+        ]
         return [*earlier, *self.outcomes]
 
     def _run(self, step: Step) -> Result:
@@ -104,9 +108,12 @@ class Steps:
         if outcome.result is not None and outcome.result.skipped and key in notes:
             return replace(outcome, seconds=notes[key]["seconds"], warnings=tuple(notes[key]["warnings"]))
         notes[key] = {
-            "title": step.title, "command": step.command, "seconds": outcome.seconds, "warnings": outcome.warnings,
+            "title": step.title,
+            "command": step.command,
+            "seconds": outcome.seconds,
+            "warnings": outcome.warnings,
             **({"line": step.line} if self.keeps_lines and step.is_preparation else {}),
-        }  # fmt: skip
+        }
         if self.journal is not None:
             write_json(self.journal, notes)
         return outcome

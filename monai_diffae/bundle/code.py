@@ -21,33 +21,99 @@ TRUST = "MONAI_DIFFAE_TRUST"
 """The environment variable of :func:`trusting`, so that processes that a command starts trust as it does."""
 
 _LAYERS = (
-    "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "Flatten", "GELU", "Identity", "LayerNorm", "LeakyReLU", "Linear",
-    "ReLU", "Sequential", "SiLU", "Tanh",
-)  # fmt: skip
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "Flatten",
+    "GELU",
+    "Identity",
+    "LayerNorm",
+    "LeakyReLU",
+    "Linear",
+    "ReLU",
+    "Sequential",
+    "SiLU",
+    "Tanh",
+)
 _TRANSFORMS = (
-    "AdjustContrastd", "BorderPadd", "CenterSpatialCropd", "Compose", "CopyItemsd", "CropForegroundd", "DivisiblePadd",
-    "EnsureChannelFirstd", "EnsureTyped", "Flipd", "GaussianSharpend", "GaussianSmoothd", "HistogramNormalized",
-    "LoadImaged", "MedianSmoothd", "NormalizeIntensityd", "Orientationd", "Resized", "ResizeWithPadOrCropd",
-    "Rotate90d", "ScaleIntensityRangePercentilesd", "ScaleIntensityRanged", "ScaleIntensityd", "Spacingd",
-    "SpatialCropd", "SpatialPadd", "ThresholdIntensityd", "Zoomd",
-)  # fmt: skip
+    "AdjustContrastd",
+    "BorderPadd",
+    "CenterSpatialCropd",
+    "Compose",
+    "CopyItemsd",
+    "CropForegroundd",
+    "DivisiblePadd",
+    "EnsureChannelFirstd",
+    "EnsureTyped",
+    "Flipd",
+    "GaussianSharpend",
+    "GaussianSmoothd",
+    "HistogramNormalized",
+    "LoadImaged",
+    "MedianSmoothd",
+    "NormalizeIntensityd",
+    "Orientationd",
+    "Resized",
+    "ResizeWithPadOrCropd",
+    "Rotate90d",
+    "ScaleIntensityRangePercentilesd",
+    "ScaleIntensityRanged",
+    "ScaleIntensityd",
+    "Spacingd",
+    "SpatialCropd",
+    "SpatialPadd",
+    "ThresholdIntensityd",
+    "Zoomd",
+)
 _AUGMENTATIONS = (
-    "Rand2DElasticd", "Rand3DElasticd", "RandAdjustContrastd", "RandAffined", "RandAxisFlipd", "RandBiasFieldd",
-    "RandCoarseDropoutd", "RandCoarseShuffled", "RandFlipd", "RandGaussianNoised", "RandGaussianSharpend",
-    "RandGaussianSmoothd", "RandGibbsNoised", "RandHistogramShiftd", "RandRicianNoised", "RandRotate90d",
-    "RandRotated", "RandScaleIntensityd", "RandShiftIntensityd", "RandSimulateLowResolutiond", "RandSpatialCropd",
-    "RandStdShiftIntensityd", "RandZoomd",
-)  # fmt: skip
+    "Rand2DElasticd",
+    "Rand3DElasticd",
+    "RandAdjustContrastd",
+    "RandAffined",
+    "RandAxisFlipd",
+    "RandBiasFieldd",
+    "RandCoarseDropoutd",
+    "RandCoarseShuffled",
+    "RandFlipd",
+    "RandGaussianNoised",
+    "RandGaussianSharpend",
+    "RandGaussianSmoothd",
+    "RandGibbsNoised",
+    "RandHistogramShiftd",
+    "RandRicianNoised",
+    "RandRotate90d",
+    "RandRotated",
+    "RandScaleIntensityd",
+    "RandShiftIntensityd",
+    "RandSimulateLowResolutiond",
+    "RandSpatialCropd",
+    "RandStdShiftIntensityd",
+    "RandZoomd",
+)
 _OURS = (
-    "diffusion.DiffusionSchedule", "inferers.DiffusionAutoencoderInferer", "inferers.LatentInferer",
-    *(f"networks.{name}" for name in (
-        "AnchoredEncoder", "DenoisingUNet", "DiffusionAutoencoder", "EncoderAdapter", "FirstStage", "LatentMLP",
-        "PatchWords", "PlanarAdapter", "PooledVoxels", "SemanticEncoder", "preset",
-    )),
-    *(f"transforms.{name}" for name in (
-        "ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToRegiond", "ToSpacingd"
-    )),
-)  # fmt: skip
+    "diffusion.DiffusionSchedule",
+    "inferers.DiffusionAutoencoderInferer",
+    "inferers.LatentInferer",
+    *(
+        f"networks.{name}"
+        for name in (
+            "AnchoredEncoder",
+            "DenoisingUNet",
+            "DiffusionAutoencoder",
+            "EncoderAdapter",
+            "FirstStage",
+            "LatentMLP",
+            "PatchWords",
+            "PlanarAdapter",
+            "PooledVoxels",
+            "SemanticEncoder",
+            "preset",
+        )
+    ),
+    *(
+        f"transforms.{name}"
+        for name in ("ReadScand", "SmoothForSpacingd", "ToModelRanged", "ToRASd", "ToRegiond", "ToSpacingd")
+    ),
+)
 AUTOENCODERS = {
     "AutoencoderKL": "monai.networks.nets.AutoencoderKL",
     "AutoencoderKlMaisi": "monai.apps.generation.maisi.networks.autoencoderkl_maisi.AutoencoderKlMaisi",
@@ -55,10 +121,23 @@ AUTOENCODERS = {
 """The autoencoders that a first stage can have, by the names of their classes."""
 
 _NETWORKS = (
-    "AutoencoderKL", "DenseNet", "DenseNet121", "DenseNet169", "DenseNet201", "DenseNet264", "DiffusionModelUNet",
-    "EfficientNetBN", "SENet154", "SEResNet50", "SEResNet101", "SEResNet152", "SEResNext50", "SEResNext101", "ViT",
+    "AutoencoderKL",
+    "DenseNet",
+    "DenseNet121",
+    "DenseNet169",
+    "DenseNet201",
+    "DenseNet264",
+    "DiffusionModelUNet",
+    "EfficientNetBN",
+    "SENet154",
+    "SEResNet50",
+    "SEResNet101",
+    "SEResNet152",
+    "SEResNext50",
+    "SEResNext101",
+    "ViT",
     *(f"resnet{layers}" for layers in (10, 18, 34, 50, 101, 152, 200)),
-)  # fmt: skip
+)
 _SCHEDULERS = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "RFlowScheduler")
 MODEL_TARGETS = frozenset(
     {
@@ -79,23 +158,46 @@ That holds with the values of :data:`_SAFE_VALUES`.
 _READERS_OF_MONAI = ("ITKReader", "NibabelReader", "NrrdReader", "PILReader", "PydicomReader")
 # Arguments that can run code, read a file or download one, or trust a model, and the values with which they do not.
 _SAFE_VALUES: dict[str, tuple[Any, ...]] = {
-    "_mode_": (), "_debug_": (), "reader": (None, *_READERS_OF_MONAI),
+    "_mode_": (),
+    "_debug_": (),
+    "reader": (None, *_READERS_OF_MONAI),
     **dict.fromkeys(("pretrained", "allow_pickle", "trust"), (None, False)),
-}  # fmt: skip
+}
 
 _MORE_IN_TRAININGS = (
-    *(name for module, short in (
-        ("data", "CacheDataset"), ("data", "DataLoader"), ("data", "ThreadDataLoader"), ("handlers", "StatsHandler"),
-    ) for name in (short, f"monai.{module}.{short}")),
+    *(
+        name
+        for module, short in (
+            ("data", "CacheDataset"),
+            ("data", "DataLoader"),
+            ("data", "ThreadDataLoader"),
+            ("handlers", "StatsHandler"),
+        )
+        for name in (short, f"monai.{module}.{short}")
+    ),
     *(name for short in _AUGMENTATIONS for name in (short, f"monai.transforms.{short}")),
-    *(f"torch.{name}" for name in (
-        "nn.L1Loss", "nn.MSELoss", "nn.SmoothL1Loss", "optim.Adam", "optim.AdamW", "optim.RAdam", "optim.SGD",
-    )),
-)  # fmt: skip
+    *(
+        f"torch.{name}"
+        for name in (
+            "nn.L1Loss",
+            "nn.MSELoss",
+            "nn.SmoothL1Loss",
+            "optim.Adam",
+            "optim.AdamW",
+            "optim.RAdam",
+            "optim.SGD",
+        )
+    ),
+)
 _SHIPPED = (
-    "train.json", "train_latent.json", "distill.json", "multi_gpu_train.json", "multi_gpu_train_latent.json",
-    "latent_paper.json", "federated.json",
-)  # fmt: skip
+    "train.json",
+    "train_latent.json",
+    "distill.json",
+    "multi_gpu_train.json",
+    "multi_gpu_train_latent.json",
+    "latent_paper.json",
+    "federated.json",
+)
 # Expressions that no shipped configuration has: those of earlier versions, and one that a training writes.
 _ALLOWED = Path(__file__).with_name("allowed_expressions.json")
 # The user's own places that are only read, and the arguments that get them.

@@ -32,19 +32,55 @@ _T = TypeVar("_T")
 _NO_ARGUMENTS = {"_target_", "_disabled_", "_requires_", "_desc_", "_mode_"}
 # Keys that a run itself uses, and keys that MONAI's applications use, even if nothing in the configuration does.
 _RUN_IDS = {
-    "_meta_", "imports", "bundle_root", "initialize", "run", "finalize", "embed", "generate", "export", "is_not_rank0",
+    "_meta_",
+    "imports",
+    "bundle_root",
+    "initialize",
+    "run",
+    "finalize",
+    "embed",
+    "generate",
+    "export",
+    "is_not_rank0",
     "trust",
-}  # fmt: skip
+}
 _STANDARD_IDS = _RUN_IDS | {
-    "device", "dataset_dir", "output_dir", "dataset", "datalist", "preprocessing", "postprocessing", "network_def",
-    "latent_network_def", "network", "inferer", "evaluator", "handlers", "train", "validate", "val_interval",
-    "training", "evaluating", "reconstruct", "tracking", "save_execute_config",
-}  # fmt: skip
+    "device",
+    "dataset_dir",
+    "output_dir",
+    "dataset",
+    "datalist",
+    "preprocessing",
+    "postprocessing",
+    "network_def",
+    "latent_network_def",
+    "network",
+    "inferer",
+    "evaluator",
+    "handlers",
+    "train",
+    "validate",
+    "val_interval",
+    "training",
+    "evaluating",
+    "reconstruct",
+    "tracking",
+    "save_execute_config",
+}
 # The same in the sections ``train`` and ``validate``.
 _SECTION_IDS = {
-    "dataset", "dataloader", "handlers", "trainer", "evaluator", "inferer", "postprocessing", "preprocessing",
-    "key_metric", "additional_metrics", "handler",
-}  # fmt: skip
+    "dataset",
+    "dataloader",
+    "handlers",
+    "trainer",
+    "evaluator",
+    "inferer",
+    "postprocessing",
+    "preprocessing",
+    "key_metric",
+    "additional_metrics",
+    "handler",
+}
 
 
 def check_config_of_run(config: dict[str, Any]) -> None:
@@ -228,19 +264,34 @@ def sequence_values(sequences: Sequence[str], encoder_sequences: Sequence[str] =
     if encoder_sequences:
         channels = [len(sequences) or 1, len(encoder_sequences)]
         values |= {
-            "encoder_sequences": list(encoder_sequences), "image_keys": ["image", "encoder_image"],
-            "encoder_key": "encoder_image", "network_def#encoder#in_channels": channels[1],
+            "encoder_sequences": list(encoder_sequences),
+            "image_keys": ["image", "encoder_image"],
+            "encoder_key": "encoder_image",
+            "network_def#encoder#in_channels": channels[1],
             "preprocessing#transforms#0#channels": channels,
-        }  # fmt: skip
+        }
     return values
 
 
 RULES: dict[str, _Rule] = {
-    **dict.fromkeys(("overwrite", "fine_tune", "mlflow", "channels_last", "check_memory", "cache_latents"),
-                    _Rule(lambda value: isinstance(value, bool), "True or False")),
     **dict.fromkeys(
-        ("max_epochs", "batch_size", "val_batch_size", "accumulation_steps", "val_interval", "report_every",
-         "picture_steps", "slice_step", "in_channels", "world_size", "num_rounds"),
+        ("overwrite", "fine_tune", "mlflow", "channels_last", "check_memory", "cache_latents"),
+        _Rule(lambda value: isinstance(value, bool), "True or False"),
+    ),
+    **dict.fromkeys(
+        (
+            "max_epochs",
+            "batch_size",
+            "val_batch_size",
+            "accumulation_steps",
+            "val_interval",
+            "report_every",
+            "picture_steps",
+            "slice_step",
+            "in_channels",
+            "world_size",
+            "num_rounds",
+        ),
         _whole(1),
     ),
     **dict.fromkeys(("seed", "warmup_steps", "num_pictures", "probe_interval", "rank", "calibration_cases"), _whole(0)),
@@ -248,33 +299,57 @@ RULES: dict[str, _Rule] = {
     **dict.fromkeys(("early_stop_patience", "limit"), _or_null(_whole(1))),
     **dict.fromkeys(("max_minutes", "max_grad_norm"), _or_null(_number(1e-12, text="a number above 0"))),
     **dict.fromkeys(
-        ("learning_rate", "weight_decay", "gradient_weight", "lpips_weight", "mixed",
-         "checkpoint_minutes", "cache_gib", "region_margin_mm"),
+        (
+            "learning_rate",
+            "weight_decay",
+            "gradient_weight",
+            "lpips_weight",
+            "mixed",
+            "checkpoint_minutes",
+            "cache_gib",
+            "region_margin_mm",
+        ),
         _number(0),
     ),
     **dict.fromkeys(("ema_decay", "val_fraction", "test_fraction"), _number(0, 1, "a number from 0 to below 1")),
     "spatial_dims": _one_of(2, 3),
-    **{key: _list(lambda value: isinstance(value, str), words) for key, words in {
-        "sequences": "sequences", "encoder_sequences": "sequences", "image_keys": "names", "probe_targets": "labels",
-    }.items()},
+    **{
+        key: _list(lambda value: isinstance(value, str), words)
+        for key, words in {
+            "sequences": "sequences",
+            "encoder_sequences": "sequences",
+            "image_keys": "names",
+            "probe_targets": "labels",
+        }.items()
+    },
     "image_size": _Rule(
-        lambda value: isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
-        and 4 * math.prod(value) <= 2**31,  # as of a scan
+        lambda value: (
+            isinstance(value, list)
+            and all(type(size) is int and size > 0 for size in value)
+            and 4 * math.prod(value) <= 2**31
+        ),  # as of a scan
         "a list of whole numbers, such as [64, 64], and at most 2 GiB of float32",
     ),
     "spacing_mm": _list(
         lambda value: _is_number(value) and value > 0, "numbers above 0 in mm, one per axis, such as [1.5, 1.5, 3]"
     ),
-    **{key: _one_of(*get_args(choices)) for key, choices in {
-        "other_grids": OtherGrids, "region": Region, "on_bad_scan": OnBadScan, "uneven": Uneven, "doubtful": Doubtful,
-    }.items()},
+    **{
+        key: _one_of(*get_args(choices))
+        for key, choices in {
+            "other_grids": OtherGrids,
+            "region": Region,
+            "on_bad_scan": OnBadScan,
+            "uneven": Uneven,
+            "doubtful": Doubtful,
+        }.items()
+    },
     "colour": _or_null(_one_of(*get_args(Colour))),
     "nonfinite": _Rule(lambda value: value == "error" or _is_number(value), "'error' or a number"),
     "percentiles": _pair(100),
     "slice_range": _pair(1),
     "patient_pattern": _or_null(_Rule(lambda value: isinstance(value, str), "a regular expression")),
     "columns": _Rule(lambda value: isinstance(value, dict), "names of the table's columns, such as {'image': 'file'}"),
-}  # fmt: skip
+}
 """The rules for keys of the training configurations. Arguments of commands are checked by their own annotations."""
 
 

@@ -29,19 +29,50 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NOT_DESCRIBED = {
-    "imports", "bundle_root", "dataset_dir", "device", "cohort", "columns", "patient_pattern", "first_stage",
-    "first_stage_bundle", "overwrite",
-}  # fmt: skip
+    "imports",
+    "bundle_root",
+    "dataset_dir",
+    "device",
+    "cohort",
+    "columns",
+    "patient_pattern",
+    "first_stage",
+    "first_stage_bundle",
+    "overwrite",
+}
 # Keys of the training that belong to a description, so that the model can be trained further in the same way.
 _RECIPE = (
-    "max_epochs", "batch_size", "accumulation_steps", "learning_rate", "weight_decay", "warmup_steps", "lr_schedule",
-    "max_grad_norm", "ema_decay", "val_interval", "augmentation",
-)  # fmt: skip
+    "max_epochs",
+    "batch_size",
+    "accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "lr_schedule",
+    "max_grad_norm",
+    "ema_decay",
+    "val_interval",
+    "augmentation",
+)
 # Not written into a folder's configurations: where the files of a run are, and on which machine it runs.
 _OF_THE_RUN = {
-    "_meta_", "bundle_root", "dataset_dir", "output_dir", "overwrite", "fine_tune", "device", "workers", "rank",
-    "world_size", "save_execute_config", "tracking_uri", "embeddings", "cache_gib", "check_memory", "trust",
-}  # fmt: skip
+    "_meta_",
+    "bundle_root",
+    "dataset_dir",
+    "output_dir",
+    "overwrite",
+    "fine_tune",
+    "device",
+    "workers",
+    "rank",
+    "world_size",
+    "save_execute_config",
+    "tracking_uri",
+    "embeddings",
+    "cache_gib",
+    "check_memory",
+    "trust",
+}
 _OWN_FIRST_STAGE = "$@bundle_root + '/models/model.safetensors'"
 _NOTE = "_desc_"  # of MONAI's configurations: free text
 _IDLE: dict[str, Any] = {"sequences": [], "encoder_sequences": [], "region": "whole", "other_grids": "resample"}

@@ -350,10 +350,12 @@ def _filled(text: str, description: Mapping[str, Any]) -> str:
     data, recipe = description.get("data", {}), description.get("recipe", {})
     unknown = {"image_size": [], "figures": {}, "window_hu": "??", "percentiles": "??"}
     values = {
-        **unknown, **description, "placeholder": TO_BE_SAID,
+        **unknown,
+        **description,
+        "placeholder": TO_BE_SAID,
         "counts": ", ".join(f"{data[name]} for {word}" for name, word in _SPLITS.items() if data.get(name)),
         "settings": ", ".join(f"`{key}` {v}" for key, v in recipe.items() if isinstance(v, int | float | str)),
-    }  # fmt: skip
+    }
     card = Template(_CARD.read_text(encoding="utf-8"))
     text = re.sub(rf"{UNTRAINED}[^.]*\.", "The weights were trained by the user of this bundle.", text)
     contents = {name: "".join(block(card.new_context(values))) for name, block in card.blocks.items()}

@@ -495,9 +495,14 @@ def image_residuals(
 ) -> tuple[Tensor, Tensor]:
     """The model's estimates (N, C, *S) of images, and the smoothed residuals (N, 1, *S)."""
     estimates = estimate_from_noised(
-        images, trained.network, z_sem, trained.inferer,
-        noise_levels=settings.noise_levels, draws=settings.draws, seed=settings.seed,
-    )  # fmt: skip
+        images,
+        trained.network,
+        z_sem,
+        trained.inferer,
+        noise_levels=settings.noise_levels,
+        draws=settings.draws,
+        seed=settings.seed,
+    )
     residuals = smoothed_residuals(images, estimates, settings.smoothing)
     if not bool(residuals.isfinite().all()):
         raise ConfigError(f"{trained.folder.name}: its estimates are not finite; train with a lower learning_rate")

@@ -42,9 +42,13 @@ FIRST_STAGE = "first_stage."
 
 _ENTRY = "monai_diffae"
 _KINDS = {
-    "autoencoder": "a diffusion autoencoder", "first_stage": "a first stage", "latent": "a latent DDIM",
-    "fast": "a fast decoder", "anomaly": "a calibration", "wide": "wide features",
-}  # fmt: skip
+    "autoencoder": "a diffusion autoencoder",
+    "first_stage": "a first stage",
+    "latent": "a latent DDIM",
+    "fast": "a fast decoder",
+    "anomaly": "a calibration",
+    "wide": "wide features",
+}
 _DAMAGED = "is damaged or not complete; copy it again, or train again"
 _WORD = re.compile(r"[@\w.+*#:()-]{0,100}", re.ASCII)
 _KEY = re.compile(r"[A-Za-z]\w{0,59}", re.ASCII)

@@ -55,9 +55,14 @@ _T = TypeVar("_T")
 _DIGITS = 16  # of the hash of each scan that a checkpoint keeps
 _AGAIN = "choose another output_dir, or set overwrite to start again"
 _EXTENDED = (
-    "imports", "train#handlers", "validate#handlers", "preprocessing#transforms", "augmentation#transforms",
-    "initialize", "training",
-)  # fmt: skip
+    "imports",
+    "train#handlers",
+    "validate#handlers",
+    "preprocessing#transforms",
+    "augmentation#transforms",
+    "initialize",
+    "training",
+)
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
 _FITTED, _LEAST_SSIM = 8, 0.8  # images on which a first stage is measured, and the SSIM of usable reconstructions
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
@@ -273,8 +278,11 @@ def fit_first_stage(first_stage: FirstStage) -> None:
     if ssim < _LEAST_SSIM:
         logger.warning(
             "the first stage does not fit these images (SSIM %.2f, below %.1f): set %s to the values with which it was "
-            "trained, or train a first stage on these images", ssim, _LEAST_SSIM, ", ".join(PREPARATION)
-        )  # fmt: skip
+            "trained, or train a first stage on these images",
+            ssim,
+            _LEAST_SSIM,
+            ", ".join(PREPARATION),
+        )
 
 
 def describe_latent(z_channels: int, autoencoder_sha256: str) -> dict[str, Any]:
@@ -335,9 +343,10 @@ class TrainingDescription:
     def state_dict(self) -> dict[str, Any]:
         """The part of the description that a checkpoint keeps; it contains no ids of scans."""
         return {
-            "fingerprint": self.fingerprint, "model": json.dumps(built_part(self.model), sort_keys=True),
+            "fingerprint": self.fingerprint,
+            "model": json.dumps(built_part(self.model), sort_keys=True),
             "scans": [content[:_DIGITS] for _, content in self.read_scans()],
-        }  # fmt: skip
+        }
 
     def differing(self, other: Mapping[str, Any], *, only_weights: bool = False) -> list[str]:
         """The keys in which another description is that of another model, or only of other weights."""

@@ -224,9 +224,11 @@ class Trajectories(Dataset[dict[str, Any]]):
                 break
             row -= each.filled
         return {
-            "trajectory": torch.from_numpy(store[row]), "z_sem": self.z_sem[position],
-            "id": self.ids[position], "index": position,
-        }  # fmt: skip
+            "trajectory": torch.from_numpy(store[row]),
+            "z_sem": self.z_sem[position],
+            "id": self.ids[position],
+            "index": position,
+        }
 
     def __add__(self, other: "Trajectories") -> "Trajectories":  # type: ignore[override]
         """Both sets of trajectories, one after the other."""

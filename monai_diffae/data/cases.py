@@ -205,13 +205,19 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
         if with_comma and all((_DECIMAL if is_rare else _GROUPED).fullmatch(text) for text in texts):
             logger.warning(
                 "label '%s': is read as text, because numbers such as %s have a comma; write points, or separate the "
-                "columns by semicolons", name, with_comma[0],
-            )  # fmt: skip
+                "columns by semicolons",
+                name,
+                with_comma[0],
+            )
         elif is_rare:
             logger.warning(
                 "label '%s': is read as text, because %d of %d values cannot be read as numbers, the first in row %d, "
-                "%s; correct or empty such cells", name, len(wrong), len(texts), *wrong[0],
-            )  # fmt: skip
+                "%s; correct or empty such cells",
+                name,
+                len(wrong),
+                len(texts),
+                *wrong[0],
+            )
     return labels
 
 
@@ -344,10 +350,14 @@ def _is_known_by_patient_id(case: Case) -> bool:
 
 
 SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
 """The names that a table may use for a split, and the standard name of each."""
 
 

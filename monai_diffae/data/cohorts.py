@@ -120,17 +120,42 @@ _EXCEL = (".xlsx", ".xls", ".xlsm", ".ods")
 
 
 ID_COLUMNS = (
-    "file", "filename", "file_name", "image", "path", "scan_id", "image_id", "case_id", "case", "id", "participant_id",
-    "subject", "subject_id", "subjectid", "mrid", "mri_id", "ixi_id", "patient_id", "patientid", "patient",
-)  # fmt: skip
+    "file",
+    "filename",
+    "file_name",
+    "image",
+    "path",
+    "scan_id",
+    "image_id",
+    "case_id",
+    "case",
+    "id",
+    "participant_id",
+    "subject",
+    "subject_id",
+    "subjectid",
+    "mrid",
+    "mri_id",
+    "ixi_id",
+    "patient_id",
+    "patientid",
+    "patient",
+)
 """Usual names of the column with the ids; capitals do not matter. The one that fits most scans is used."""
 
 MASK_COLUMNS = ("mask", "label", "seg", "segmentation", "mask_file", "mask_path", "annotation")
 """Usual names of a column with masks; capitals do not matter. A column ``label`` is one if its cells are files."""
 
 PATIENTS = (
-    "patient", "patient_id", "patientid", "patient_key", "participant_id", "participant", "subject_id", "subject",
-)  # fmt: skip
+    "patient",
+    "patient_id",
+    "patientid",
+    "patient_key",
+    "participant_id",
+    "participant",
+    "subject_id",
+    "subject",
+)
 """Usual names of the column with the patients."""
 
 
@@ -174,8 +199,10 @@ def read_columns(path: Path, names: Collection[str] = (), *, may_be_empty: bool 
                 if columns[name] and all(map(_THOUSANDS.fullmatch, columns[name])):
                     logger.warning(
                         "%s: numbers in '%s' such as %s have a decimal comma; if it separates thousands, omit it",
-                        path.name, name, columns[name][0],
-                    )  # fmt: skip
+                        path.name,
+                        name,
+                        columns[name][0],
+                    )
                 columns[name] = [_DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in columns[name]]
     return columns
 
@@ -289,8 +316,9 @@ def _read_datalist(path: Path, names: Mapping[str, str], image_keys: tuple[str, 
     if nested := nested.difference(names.values()):
         logger.warning(
             "%s: lists and mappings cannot be labels, so these are ignored: %s; give each value a key of its own",
-            path.name, ", ".join(sorted(nested)),
-        )  # fmt: skip
+            path.name,
+            ", ".join(sorted(nested)),
+        )
     return rows
 
 
@@ -477,8 +505,11 @@ def _warn_of_patients(source: str, rows: Sequence[Case], cases: Sequence[Case]) 
         if counts[word] > 1:
             logger.warning(
                 "%s: %d cases have the patient '%s', and count as one patient; leave the cell empty if their patients "
-                "are unknown", source, counts[word], word,
-            )  # fmt: skip
+                "are unknown",
+                source,
+                counts[word],
+                word,
+            )
     splits: dict[str, dict[str, str | None]] = {}
     for case in cases:
         if not case.has_own_patient:
@@ -489,6 +520,7 @@ def _warn_of_patients(source: str, rows: Sequence[Case], cases: Sequence[Case]) 
     if divided:
         logger.warning(
             "%s: %d patients have names that differ from another's in capitals, spaces, hyphens or leading zeros only, "
-            "and may be in different splits; if they are the same person, write the name in one way", source,
+            "and may be in different splits; if they are the same person, write the name in one way",
+            source,
             sum(map(len, divided)),
-        )  # fmt: skip
+        )

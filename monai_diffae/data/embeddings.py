@@ -73,14 +73,18 @@ def read_embeddings(path: PathLike) -> pd.DataFrame:
     if "id" in table and "patch" not in table and (num_double := int(table["id"].duplicated().sum())):
         logger.warning(
             "%s: %d rows have the id of another row, and count as further cases; keep one row per case",
-            path.name, num_double,
-        )  # fmt: skip
+            path.name,
+            num_double,
+        )
     if encoder_name(table) == "harmonized":
         kept = "".join(
             f", with the effect of {name}, which is associated with the scanner" for name in confounded(table)
         )
-        logger.warning("%s: was harmonized in one go%s; compare with probe --harmonize, which does it in each fold",
-                       path.name, kept)  # fmt: skip
+        logger.warning(
+            "%s: was harmonized in one go%s; compare with probe --harmonize, which does it in each fold",
+            path.name,
+            kept,
+        )
     for name in table[label_columns(table)].select_dtypes(exclude=["number", "bool"]):
         is_missing = [isinstance(value, str) and value in MISSING_WORDS for value in table[name]]
         table[name] = table[name].mask(np.array(is_missing))

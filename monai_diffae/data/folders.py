@@ -21,8 +21,20 @@ BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+|BraTS-[A-Za-z]+-\d+(?=-\
 """A subject of BIDS in a path, or a patient of BraTS, who may have several timepoints."""
 
 _UNREADABLE = (
-    ".gif", ".webp", ".jp2", ".svs", ".mnc", ".mat", ".npy", ".npz", ".h5", ".avi", ".mp4", ".zip", ".tar",
-)  # fmt: skip
+    ".gif",
+    ".webp",
+    ".jp2",
+    ".svs",
+    ".mnc",
+    ".mat",
+    ".npy",
+    ".npz",
+    ".h5",
+    ".avi",
+    ".mp4",
+    ".zip",
+    ".tar",
+)
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,14 @@ class _LoggedProgress:
             speed = f"{each_s:.3g} s each" if each_s > 1 else f"{1 / each_s:.3g} per second"
             remaining_s = int((self.total - self.done) * each_s)
             logger.info(
-                "%d of %d, %s, %d:%02d:%02d left", self.done, self.total, speed,
-                remaining_s // 3600, remaining_s // 60 % 60, remaining_s % 60,
-            )  # fmt: skip
+                "%d of %d, %s, %d:%02d:%02d left",
+                self.done,
+                self.total,
+                speed,
+                remaining_s // 3600,
+                remaining_s // 60 % 60,
+                remaining_s % 60,
+            )
             self.last = now
 
 

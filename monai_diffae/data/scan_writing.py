@@ -192,10 +192,20 @@ _SINGLE_FRAME_CLASS = {
     uid.EnhancedPETImageStorage: uid.PositronEmissionTomographyImageStorage,
 }
 _PIXEL_TAGS = (
-    "SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries",
-    "PixelPaddingValue", "PixelPaddingRangeLimit", "ModalityLUTSequence", "VOILUTSequence", "IconImageSequence",
-    "MACParametersSequence", "DigitalSignaturesSequence", "InstanceCreationDate", "InstanceCreationTime",
-)  # fmt: skip
+    "SmallestImagePixelValue",
+    "LargestImagePixelValue",
+    "SmallestPixelValueInSeries",
+    "LargestPixelValueInSeries",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "IconImageSequence",
+    "MACParametersSequence",
+    "DigitalSignaturesSequence",
+    "InstanceCreationDate",
+    "InstanceCreationTime",
+)
 _CURVES_AND_OVERLAYS = (0x50, 0x60)  # the high bytes of their groups
 
 

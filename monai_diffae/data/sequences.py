@@ -319,8 +319,10 @@ def _owners(masks: Mapping[str, Path], names: Mapping[str, set[str]]) -> dict[st
         subject = _BIDS.fullmatch(mask)
         candidates = [
             *(str(folder / part) for part in parts for folder in (path.parent, image_folder)),
-            *parts, *([f"bids:{subject[1]}"] if subject else ()), f"in:{path.parent}",
-        ]  # fmt: skip
+            *parts,
+            *([f"bids:{subject[1]}"] if subject else ()),
+            f"in:{path.parent}",
+        ]
         if own := next((key for key in candidates if len(by_key.get(key, ())) == 1), None):
             owners[min(by_key[own])].append(mask)
     return owners

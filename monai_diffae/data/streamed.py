@@ -42,9 +42,13 @@ def read_hashed_stream(
 def in_order(items: Sequence[Any], function: Callable[[Any], Any], workers: int, ahead: int = 2) -> Iterator[Any]:
     """Yield a function of each item, in order, with workers that compute ahead, see :func:`read_stream`."""
     loader = DataLoader(
-        _Mapped(items, function), batch_size=None, num_workers=workers, collate_fn=_identity,
-        prefetch_factor=max(2, -(-ahead // workers)) if workers else None, worker_init_fn=leave_signals_to_parent,
-    )  # fmt: skip
+        _Mapped(items, function),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_identity,
+        prefetch_factor=max(2, -(-ahead // workers)) if workers else None,
+        worker_init_fn=leave_signals_to_parent,
+    )
     with worker_errors():
         yield from loader
 

@@ -190,9 +190,11 @@ def refined_inversion(
 
             reserved = num_steps - 1 - k + decode_evaluations  # so that each sweep is completed and decoded
             path[k + 1] = fixed_point(
-                step_up, path[k + 1], tolerance=STEP_TOLERANCE * tolerance,
+                step_up,
+                path[k + 1],
+                tolerance=STEP_TOLERANCE * tolerance,
                 max_evaluations=int(min(STEP_EVALUATIONS, remaining - reserved)),
-            )  # fmt: skip
+            )
         decoded = decode(path[-1])
         remaining -= decode_evaluations
         sweeps.append((float((decoded - x0).square().mean()), path[-1], decoded))

@@ -134,8 +134,12 @@ class MonaiSchedule(DiffusionSchedule):
         if move is not None and distances - {move}:
             logger.warning(
                 "%s: its %d timesteps are up to %d apart, but its step moves by %d, so the network is told wrong noise "
-                "levels; use another solver", type(own).__name__, steps, max(distances), move,
-            )  # fmt: skip
+                "levels; use another solver",
+                type(own).__name__,
+                steps,
+                max(distances),
+                move,
+            )
 
     def _at(self, steps: int) -> Any:
         """A copy of MONAI's scheduler with its timesteps for a run; PNDM's remembers what it has seen."""

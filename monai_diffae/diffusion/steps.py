@@ -73,8 +73,10 @@ def interpolated_step(
     """
     (alpha, sigma), (alpha_next, sigma_next) = schedule.level(t), schedule.level(t_next)
     scale, scale_next = {
-        "x0": (sigma, sigma_next), "eps": (alpha, alpha_next), "velocity": (alpha + sigma, alpha_next + sigma_next),
-    }[parameterisation]  # fmt: skip
+        "x0": (sigma, sigma_next),
+        "eps": (alpha, alpha_next),
+        "velocity": (alpha + sigma, alpha_next + sigma_next),
+    }[parameterisation]
     x_next = (scale_next / scale) * x
     weights = _weights(schedule, t, t_next, [evaluation.t for evaluation in evaluations], parameterisation)
     for weight, evaluation in zip(weights, evaluations, strict=True):

@@ -63,10 +63,15 @@ def _add_answers(app: FastAPI, exploration: Exploration) -> None:
         return Response(content, media_type="application/octet-stream", headers=headers)
 
     gets: dict[str, Callable[..., Any]] = {
-        "overview": exploration.overview, "outliers": exploration.outliers, "progress": exploration.progress,
-        "cases/{row}": exploration.describe, "cases/{row}/scan": exploration.scan, "samples": exploration.samples,
-        "cases/{row}/thumbnail.png": thumbnail, "samples/calls": exploration.sample_calls,
-    }  # fmt: skip
+        "overview": exploration.overview,
+        "outliers": exploration.outliers,
+        "progress": exploration.progress,
+        "cases/{row}": exploration.describe,
+        "cases/{row}/scan": exploration.scan,
+        "samples": exploration.samples,
+        "cases/{row}/thumbnail.png": thumbnail,
+        "samples/calls": exploration.sample_calls,
+    }
     posts: dict[str, Callable[..., Any]] = {"image": exploration.image, "calls": exploration.calls, "export": export}
     for method, answers in {"GET": gets, "POST": posts}.items():
         for path, answer in answers.items():

@@ -168,10 +168,12 @@ def scores_of(atlas: Atlas, axes: Axes, row: int, codes: Mapping[str, Codes], *,
     outlier = None if is_preview else atlas.outlier_scores_of(np.concatenate(list(codes.values())), row)
     return {
         "directions": [_along(name, each, codes) for name, each in axes.directions.items()],
-        "to_itself": float(np.linalg.norm(z_norm - z_norm_case)), "nearest": nearest, "nearest_row": nearest_row,
+        "to_itself": float(np.linalg.norm(z_norm - z_norm_case)),
+        "nearest": nearest,
+        "nearest_row": nearest_row,
         "outlier": None if outlier is None else dict(zip(codes, outlier, strict=True)),
         "components": atlas.positions_of(z_norm)[0].tolist(),
-    }  # fmt: skip
+    }
 
 
 def _along(name: str, direction: Direction, codes: Mapping[str, Codes]) -> dict[str, Any]:

@@ -78,9 +78,13 @@ class Recipe(BaseModel):
         directions = {name: strength for name, strength in self.directions.items() if strength}
         components = {number: strength for number, strength in self.components.items() if strength}
         return Combination(
-            directions=directions, components=components, blend=blend, weight=self.weight, noise_of=noise_of,
+            directions=directions,
+            components=components,
+            blend=blend,
+            weight=self.weight,
+            noise_of=noise_of,
             noise_seed=self.noise_seed,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,20 @@ class Caller:
         """The line for a shell and the lines of Python that make the image of a combination."""
         components = dict(combination.components)
         arguments = {
-            "bundle": str(self.bundle), "cohort": str(self.cohort), "case": case,
-            "blend": combination.blend, "weight": None if combination.blend is None else combination.weight,
-            "noise_of": combination.noise_of, "noise_seed": combination.noise_seed,
-            "directions": dict(combination.directions), "components": components,
+            "bundle": str(self.bundle),
+            "cohort": str(self.cohort),
+            "case": case,
+            "blend": combination.blend,
+            "weight": None if combination.blend is None else combination.weight,
+            "noise_of": combination.noise_of,
+            "noise_seed": combination.noise_seed,
+            "directions": dict(combination.directions),
+            "components": components,
             "embeddings": str(self.embeddings) if components else None,
             "detail": None if detail == "model" else detail,
-            "columns": dict(self.reading.columns), **self._settings(Decoding),
-        }  # fmt: skip
+            "columns": dict(self.reading.columns),
+            **self._settings(Decoding),
+        }
         return _both("combine", {**arguments, "out": f"combined/{json_digest([arguments])[:8]}"})
 
     def generate(self, count: int, seed: int) -> dict[str, str]:
@@ -117,8 +127,9 @@ class Caller:
         """The decoding settings that a command with this kind of them takes, and how it runs."""
         return {
             **{each.name: getattr(self.decoding, each.name) for each in fields(kind)},
-            "device": self.run.device, "overrides": dict(self.run.overrides),
-        }  # fmt: skip
+            "device": self.run.device,
+            "overrides": dict(self.run.overrides),
+        }
 
 
 def _both(name: str, arguments: Mapping[str, Any]) -> dict[str, str]:

@@ -237,8 +237,10 @@ class CheckpointKeeper:
         )
         logger.warning(
             "fine-tuning: a new training begins with the weights of %s; it resumes none from %s.%s",
-            path.name, self.checkpoint.name, replaces if path == self.model else "",
-        )  # fmt: skip
+            path.name,
+            self.checkpoint.name,
+            replaces if path == self.model else "",
+        )
 
     def _resume(self, engine: Workflow, path: Path, is_given: bool) -> None:
         checkpoint = read_checkpoint(path, {*self.parts, "trainer", "fingerprint", "model"})
@@ -288,8 +290,10 @@ class CheckpointKeeper:
         self._lock.release()
         logger.info(
             "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
-            "output_dir, or set overwrite to start again", iteration, limit,
-        )  # fmt: skip
+            "output_dir, or set overwrite to start again",
+            iteration,
+            limit,
+        )
 
     def _after_iteration(self, engine: Workflow) -> None:
         # A checkpoint of an epoch's last step means that its validation is complete.

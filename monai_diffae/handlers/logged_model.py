@@ -65,9 +65,13 @@ def _log_model(client: Any, run_id: str, folder: Path, name: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about an example of the input, which would be a patient's scan
         pyfunc.save_model(
-            folder / "model", loader_module=__name__, data_path=str(folder / "bundle"), mlflow_model=model,
-            signature=ModelSignature(inputs, Schema([z_sem])), pip_requirements=[f"monai-diffae=={__version__}"],
-        )  # fmt: skip
+            folder / "model",
+            loader_module=__name__,
+            data_path=str(folder / "bundle"),
+            mlflow_model=model,
+            signature=ModelSignature(inputs, Schema([z_sem])),
+            pip_requirements=[f"monai-diffae=={__version__}"],
+        )
     client.log_model_artifacts(model_id, str(folder / "model"))
     client.finalize_logged_model(model_id, "READY")
     step = max((metric.step for metric in client.get_metric_history(run_id, "validation/loss")), default=0)

@@ -85,9 +85,11 @@ class MLflowTracking(MLFlowHandler):
 
         client = tracking_client(self.tracking_uri, self.output_dir)
         super().__init__(
-            self.tracking_uri, experiment_name=self.experiment_name, run_name=self.run_name,
+            self.tracking_uri,
+            experiment_name=self.experiment_name,
+            run_name=self.run_name,
             artifacts=[self.output_dir / name for name in _SUMMARIES],
-        )  # fmt: skip
+        )
         self.client = client  # MONAI's prefers MLFLOW_TRACKING_URI to the argument
         self.experiment_name = self._experiment_here(self.experiment_name)
         self._set_experiment()

@@ -93,11 +93,16 @@ class RunningStatistics:
         steps_per_s = sums["steps"] / max(sums["seconds"], 1e-9)
         num_steps = state.max_epochs * state.epoch_length
         state.statistics = Statistics(
-            state.epoch, state.max_epochs, state.iteration, num_steps,
-            images_seen=state.iteration * images_per_step, images_per_s=steps_per_s * images_per_step,
-            loss=mean_loss, learning_rate=self.optimizer.param_groups[0]["lr"],
+            state.epoch,
+            state.max_epochs,
+            state.iteration,
+            num_steps,
+            images_seen=state.iteration * images_per_step,
+            images_per_s=steps_per_s * images_per_step,
+            loss=mean_loss,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
             seconds_left=(num_steps - state.iteration) / steps_per_s,
-        )  # fmt: skip
+        )
         state.unreported = _nothing()
         engine.fire_event(TrainingEvents.STATISTICS)
 
@@ -213,10 +218,15 @@ class TrainingCurves:
 
     def _add_training(self, engine: Workflow) -> None:
         s = engine.state.statistics
-        self.rows.append({
-            "step": s.step, "images_seen": s.images_seen, "loss": s.loss, "images_per_s": round(s.images_per_s, 2),
-            "learning_rate": s.learning_rate,
-        })  # fmt: skip
+        self.rows.append(
+            {
+                "step": s.step,
+                "images_seen": s.images_seen,
+                "loss": s.loss,
+                "images_per_s": round(s.images_per_s, 2),
+                "learning_rate": s.learning_rate,
+            }
+        )
 
     def _add_validation(self, evaluator: Workflow) -> None:
         metrics = {f"validation_{name}": value for name, value in evaluator.state.metrics.items()}

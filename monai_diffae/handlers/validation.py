@@ -95,8 +95,10 @@ class Validation(ValidationHandler):
         logger.warning(
             "max_minutes: %.3g minutes are over at step %d of %d; the other steps are left out. To train "
             "further, resume with a larger max_minutes or none (--overrides max_minutes=null)",
-            self.max_minutes, state.iteration, state.max_epochs * state.epoch_length,  # type: ignore[operator]
-        )  # fmt: skip
+            self.max_minutes,
+            state.iteration,
+            state.max_epochs * state.epoch_length,  # type: ignore[operator]
+        )
         engine.terminate()
 
     def __call__(self, engine: Engine) -> None:
@@ -142,9 +144,11 @@ class Validation(ValidationHandler):
     def state_dict(self) -> dict[str, Any]:
         """The state of early stopping, the time, and the last metrics."""
         return {
-            "best": self.best, "validations_since_best": self.validations_since_best, "seconds": self.seconds,
+            "best": self.best,
+            "validations_since_best": self.validations_since_best,
+            "seconds": self.seconds,
             "metrics": self.metrics,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of early stopping, and the last metrics."""
@@ -212,8 +216,12 @@ class ZSemProbes:
         parts = []
         for probe in probes:
             name, score = probe.target.name, probe.scores(z_sem)
-            metrics = {f"probe_{name}": score.score, f"low_of_probe_{name}": score.low,
-                       f"high_of_probe_{name}": score.high, f"neighbors_{name}": score.neighbors}  # fmt: skip
+            metrics = {
+                f"probe_{name}": score.score,
+                f"low_of_probe_{name}": score.low,
+                f"high_of_probe_{name}": score.high,
+                f"neighbors_{name}": score.neighbors,
+            }
             engine.state.metrics.update({name: value for name, value in metrics.items() if math.isfinite(value)})
             figure = "R2" if probe.target.classes is None else "AUROC"
             parts.append(f"{name} {figure} {score.score:.2f} ({score.low:.2f} to {score.high:.2f})")

@@ -344,10 +344,13 @@ class DiffusionAutoencoderInferer(Inferer):
             levels = self.schedule.paper_inversion_levels(self.invert_steps, self.settings.spacing)
             return diffusion.ddim(predict, x_0, levels, callback=callback)
         return diffusion.implicit_inversion(
-            predict, x_0,
+            predict,
+            x_0,
             self.schedule.inversion_levels(min(self.solver_steps, self.invert_steps), self.settings.spacing),
-            num_evaluations=self.invert_steps, order=self.inversion_order, callback=callback,
-        )  # fmt: skip
+            num_evaluations=self.invert_steps,
+            order=self.inversion_order,
+            callback=callback,
+        )
 
     def _decoded(self, x_T: Tensor, predict: Predictor, callback: StepCallback | None = None) -> Tensor:
         """x_0, an image or its latents, of x_T."""
@@ -380,10 +383,15 @@ class DiffusionAutoencoderInferer(Inferer):
         for i in inexact:
             predict, one = self._predictor(network, z_sem[i : i + 1]), x_0[i : i + 1]
             refined = diffusion.refined_inversion(
-                predict, partial(self._decoded, predict=predict), one, levels,
-                tolerance=tolerance, order=self.inversion_order, max_evaluations=max_evaluations,
+                predict,
+                partial(self._decoded, predict=predict),
+                one,
+                levels,
+                tolerance=tolerance,
+                order=self.inversion_order,
+                max_evaluations=max_evaluations,
                 decode_evaluations=self.steps,
-            )  # fmt: skip
+            )
             if refined is None:  # there are too few evaluations for a refinement
                 continue
             new_x_T, new_decoded = refined
@@ -392,8 +400,12 @@ class DiffusionAutoencoderInferer(Inferer):
         if num_inexact := int((~(errors <= tolerance)).sum()):
             logger.warning(
                 "inversion: %d of %d images are not reproduced within a mean squared error of %g (largest: %.2g); "
-                "use more steps", num_inexact, len(errors), tolerance, float(errors.max()),
-            )  # fmt: skip
+                "use more steps",
+                num_inexact,
+                len(errors),
+                tolerance,
+                float(errors.max()),
+            )
         return x_T, decoded
 
     def _inexact(self, decoded: Tensor, x_0: Tensor) -> list[int]:
@@ -424,10 +436,12 @@ class DiffusionAutoencoderInferer(Inferer):
 # ``help`` and checks of configurations see each setting as a keyword argument.
 _PARAMETERS = signature(DiffusionAutoencoderInferer).parameters
 
-DiffusionAutoencoderInferer.__signature__ = Signature([  # type: ignore[attr-defined]
-    *(parameter for name, parameter in _PARAMETERS.items() if name != "settings"),
-    *(Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(DecodingSettings)),
-])  # fmt: skip
+DiffusionAutoencoderInferer.__signature__ = Signature(
+    [  # type: ignore[attr-defined]
+        *(parameter for name, parameter in _PARAMETERS.items() if name != "settings"),
+        *(Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(DecodingSettings)),
+    ]
+)
 
 
 def check_network(network: object) -> None:

@@ -191,8 +191,9 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
         if len(self._scans) < len(scans):
             logger.warning(
                 "%d scans have the id of another scan and are ignored (ids have no suffix, and _ instead of /); rename "
-                "them", len(scans) - len(self._scans),
-            )  # fmt: skip
+                "them",
+                len(scans) - len(self._scans),
+            )
 
     def _to_id(self, file: str) -> tuple[str, str]:
         # MONAI Label (0.8.5) removes the suffix wherever it occurs in a name, and takes 3 of 1.2.3 for a suffix

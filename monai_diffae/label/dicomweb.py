@@ -135,8 +135,10 @@ class DicomWebDatastore(CheckedWrites, DICOMWebDatastore):
         try:
             remote = super().get_labeled_images(label_tag, labels)
         except (requests.RequestException, KeyError, IndexError) as error:
-            logger.warning("the server's DICOM-SEG objects cannot be listed (%s); only labels saved here are counted",
-                           type(error).__name__)  # fmt: skip
+            logger.warning(
+                "the server's DICOM-SEG objects cannot be listed (%s); only labels saved here are counted",
+                type(error).__name__,
+            )
             remote = []
         local = LocalDatastore.get_labeled_images(self, label_tag, labels)
         return sorted({*remote, *local} & set(self.list_images()))

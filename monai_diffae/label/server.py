@@ -40,8 +40,16 @@ from monai_diffae.serving.server import LOOPBACK_ORIGIN, OriginGuard
 Endpoint: TypeAlias = Callable[..., Coroutine[Any, Any, Any]]
 Check: TypeAlias = Callable[[dict[str, Any]], None]
 
-_NUM_THREADS = {"info": 8, "batch_infer": 4, "train": 1, "activelearning": 1, "scoring": 4, "datastore": 8,
-                "session": 4, "ohif": 8}  # fmt: skip
+_NUM_THREADS = {
+    "info": 8,
+    "batch_infer": 4,
+    "train": 1,
+    "activelearning": 1,
+    "scoring": 4,
+    "datastore": 8,
+    "session": 4,
+    "ohif": 8,
+}
 """MONAI Label's modules with routes, and how many requests of each run at once.
 
 ``model``, with which clients replace weights, ``wsi_infer``, which reads any path, and ``logs``, whose page runs
@@ -58,9 +66,12 @@ def build_app(*, loopback_only: bool = True) -> FastAPI:
         title="monai_diffae", version=monai_diffae.__version__, lifespan=_lifespan, docs_url=None, redoc_url=None
     )
     app.add_middleware(
-        CORSMiddleware, allow_origin_regex=LOOPBACK_ORIGIN, allow_credentials=True,
-        allow_methods=["*"], allow_headers=["*"],
-    )  # fmt: skip
+        CORSMiddleware,
+        allow_origin_regex=LOOPBACK_ORIGIN,
+        allow_credentials=True,
+        allow_methods=["*"],
+        allow_headers=["*"],
+    )
     app.add_middleware(OriginGuard, loopback_only=loopback_only)
     app.include_router(in_threads(_infer, 1))
     for name, num_threads in _NUM_THREADS.items():

@@ -60,8 +60,14 @@ class EmbedScoring(ScoringMethod):
             cases = index.read(trained)
         failed |= cases.failures
         new, changed, removed = len(update.new), len(update.changed), len(update.removed)
-        logger.info("%d images encoded (%d new, %d changed, %d removed), %d cannot be used",
-                    len(cases.ids), new, changed, removed, len(failed))  # fmt: skip
+        logger.info(
+            "%d images encoded (%d new, %d changed, %d removed), %d cannot be used",
+            len(cases.ids),
+            new,
+            changed,
+            removed,
+            len(failed),
+        )
         return {"images": len(cases.ids), "new": new, "changed": changed, "removed": removed, "failed": failed}
 
     def is_current(self, datastore: Datastore) -> bool:
@@ -97,8 +103,9 @@ class DiffAEStrategy(Strategy):
             cases = EmbeddingIndex(self._folder.index).read(trained)
         rows = {id: row for row, id in enumerate(cases.ids)}
         if not rows.keys() & set(unlabelled):
-            raise ConflictError("strategy: no unlabelled image is encoded yet; wait for the scoring, or send "
-                                "POST /scoring/diffae_embed")  # fmt: skip
+            raise ConflictError(
+                "strategy: no unlabelled image is encoded yet; wait for the scoring, or send POST /scoring/diffae_embed"
+            )
         proposed_at = proposals(datastore, [id for id in unlabelled if id in rows])
         kind, targets = self._targets(request, datastore, rows)
         done = set(cases.ids) - set(unlabelled) - targets.keys()  # labelled, but of no use to the probe

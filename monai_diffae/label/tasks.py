@@ -42,12 +42,37 @@ from monai_diffae.transforms.native import fits_png
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 # what 3D Slicer, OHIF, MONAILabelClient and MONAI Label itself add to requests
-_FROM_OTHERS = frozenset({
-    "result_extension", "result_dtype", "result_compress", "restore_label_idx", "client_id", "label_info",
-    "label_prompt", "user", "model", "image", "description", "session", "session_id", "device", "logging", "timeout",
-    "images", "multi_gpu", "gpus", "save_label", "label_tag", "max_workers", "max_batch_size", "local_rank", "_id",
-    "_image_id", "image_id",
-})  # fmt: skip
+_FROM_OTHERS = frozenset(
+    {
+        "result_extension",
+        "result_dtype",
+        "result_compress",
+        "restore_label_idx",
+        "client_id",
+        "label_info",
+        "label_prompt",
+        "user",
+        "model",
+        "image",
+        "description",
+        "session",
+        "session_id",
+        "device",
+        "logging",
+        "timeout",
+        "images",
+        "multi_gpu",
+        "gpus",
+        "save_label",
+        "label_tag",
+        "max_workers",
+        "max_batch_size",
+        "local_rank",
+        "_id",
+        "_image_id",
+        "image_id",
+    }
+)
 
 
 def check_keys(request: Mapping[str, Any], known: set[str]) -> None:

@@ -32,10 +32,20 @@ logger = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 5.0
 # what clients send to MONAI Label's own trainers, and what has no meaning here or is up to the server
-_IGNORED = frozenset({
-    "name", "pretrained", "device", "multi_gpu", "gpus", "dataset", "dataloader", "run_id", "model_filename",
-    "tracking_uri",
-})  # fmt: skip
+_IGNORED = frozenset(
+    {
+        "name",
+        "pretrained",
+        "device",
+        "multi_gpu",
+        "gpus",
+        "dataset",
+        "dataloader",
+        "run_id",
+        "model_filename",
+        "tracking_uri",
+    }
+)
 IS_RUNNING = "train: a training is running; wait for it, or stop it with DELETE /train/"
 
 
@@ -56,11 +66,16 @@ def training_options(
 ) -> dict[str, Any]:
     """The configuration's values that clients may set; from ``val_split`` on, they have MONAI Label's names."""
     values = {
-        "max_epochs": max_epochs, "seed": seed, "mlflow": mlflow and tracking in (None, "mlflow"),
-        "learning_rate": learning_rate, "val_fraction": val_split, "batch_size": train_batch_size,
-        "val_batch_size": val_batch_size, "experiment_name": tracking_experiment_name or None,
+        "max_epochs": max_epochs,
+        "seed": seed,
+        "mlflow": mlflow and tracking in (None, "mlflow"),
+        "learning_rate": learning_rate,
+        "val_fraction": val_split,
+        "batch_size": train_batch_size,
+        "val_batch_size": val_batch_size,
+        "experiment_name": tracking_experiment_name or None,
         "run_name": tracking_run_name or None,
-    }  # fmt: skip
+    }
     given: dict[str, Any] = {key: value for key, value in values.items() if value is not None}
     if early_stop_patience is not None:  # -1: never
         given["early_stop_patience"] = early_stop_patience if early_stop_patience > 0 else None
@@ -149,8 +164,9 @@ class DiffAETrainer(TrainTask):
         num_failed = len(failed) + num_unusable
         total = {"epoch": overrides["max_epochs"], "total_epochs": overrides["max_epochs"], "total_time": seconds}
         write_json(self._status_file, {**total, "images": len(paths), "failed": num_failed, "model": sha256})
-        logger.info("training ended after %.0f s: the new model is in use, %d images could not be used",
-                    seconds, num_failed)  # fmt: skip
+        logger.info(
+            "training ended after %.0f s: the new model is in use, %d images could not be used", seconds, num_failed
+        )
         return {"images": len(paths), "failed": num_failed, "seconds": seconds, "model": sha256}
 
     def _encode_and_publish(self, new: Path, paths: Mapping[str, str]) -> tuple[str, int]:
@@ -176,12 +192,20 @@ class DiffAETrainer(TrainTask):
         if time.monotonic() - self._reported_at < _REPORT_EVERY_S and report.step < report.num_steps:
             return
         self._reported_at = time.monotonic()
-        write_json(self._status_file, {
-            "epoch": report.epoch, "total_epochs": report.max_epochs, "step": report.step,
-            "total_steps": report.num_steps, "loss": report.loss, "seconds_left": round(report.seconds_left),
-        })  # fmt: skip
-        logger.info("epoch %d of %d, loss %.4f, %.0f s left",
-                    report.epoch, report.max_epochs, report.loss, report.seconds_left)  # fmt: skip
+        write_json(
+            self._status_file,
+            {
+                "epoch": report.epoch,
+                "total_epochs": report.max_epochs,
+                "step": report.step,
+                "total_steps": report.num_steps,
+                "loss": report.loss,
+                "seconds_left": round(report.seconds_left),
+            },
+        )
+        logger.info(
+            "epoch %d of %d, loss %.4f, %.0f s left", report.epoch, report.max_epochs, report.loss, report.seconds_left
+        )
 
 
 def _makes_finite_images(trained: TrainedBundle, image: str) -> bool:

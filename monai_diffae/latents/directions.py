@@ -94,8 +94,9 @@ class Direction:
             logger.warning(
                 "direction '%s': its cross-validated %s includes chance, so z_sem may not predict the label, and what "
                 "changes along the direction says nothing about it; label more patients, or train longer",
-                self.target[:60], self.score_text,
-            )  # fmt: skip
+                self.target[:60],
+                self.score_text,
+            )
 
     def is_fitted_to(self, z: ArrayLike) -> NDArray[np.bool_]:
         """Whether the direction was fitted to each case ``[N]``, recognised by its z_sem ``[N, D]`` up to rounding."""
@@ -183,8 +184,9 @@ class Direction:
         if None not in (preprocessing, self.preprocessing) and preprocessing != self.preprocessing:
             logger.warning(
                 "direction '%s': was fitted to scans that were preprocessed in another way than here, so it does not "
-                "fit their z_sem; use the same overrides, or fit it again", self.target[:60],
-            )  # fmt: skip
+                "fit their z_sem; use the same overrides, or fit it again",
+                self.target[:60],
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of a direction file, without any loss of precision."""
@@ -265,9 +267,17 @@ def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
 
 
 def fit_direction(
-    z: ArrayLike, labels: Sequence[Any], *, target: str, model: str, groups: Sequence[Any] | None = None,
-    positive: Any = None, kind: LabelKind = "auto", max_cases: int | None = None, seed: int = 0,
-) -> Direction:  # fmt: skip
+    z: ArrayLike,
+    labels: Sequence[Any],
+    *,
+    target: str,
+    model: str,
+    groups: Sequence[Any] | None = None,
+    positive: Any = None,
+    kind: LabelKind = "auto",
+    max_cases: int | None = None,
+    seed: int = 0,
+) -> Direction:
     """Fit the direction in z_sem along which a label increases.
 
     Labels with two values are fitted by logistic regression with balanced class weights, numbers with more values by
@@ -318,12 +328,18 @@ def fit_direction(
     centred = z_norm - z_norm.mean(axis=0)
     distance = centred @ fitted["weight"]
     return Direction(
-        target=target, kind="continuous" if used.classes is None else "binary", std=float(distance.std()),
+        target=target,
+        kind="continuous" if used.classes is None else "binary",
+        std=float(distance.std()),
         classes=used.classes,  # type: ignore[arg-type] # two
-        pattern=centred.T @ distance / (distance @ distance), statistics=statistics, model=model,
-        num_cases=len(used.rows), num_omitted=len(labels) - len(labelled.rows),
-        fitted_marks=case_marks(z_norm[used.rows]), **fitted,
-    )  # fmt: skip
+        pattern=centred.T @ distance / (distance @ distance),
+        statistics=statistics,
+        model=model,
+        num_cases=len(used.rows),
+        num_omitted=len(labels) - len(labelled.rows),
+        fitted_marks=case_marks(z_norm[used.rows]),
+        **fitted,
+    )
 
 
 def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int) -> dict[str, Any]:
@@ -417,9 +433,16 @@ class ChangeShare:
         high = float(stats.beta.ppf(0.975, share * num + 1, (1 - share) * num)) if share < 1 else 1.0
         excess_low, excess_high = difference_interval(float(excess.mean()), draws[:, 0], num)
         return cls(
-            int(changed.sum()), len(changed), share, low, high, random_share, float(excess.mean()),
-            min(excess_low, low - random_share), max(excess_high, high - random_share),
-        )  # fmt: skip
+            int(changed.sum()),
+            len(changed),
+            share,
+            low,
+            high,
+            random_share,
+            float(excess.mean()),
+            min(excess_low, low - random_share),
+            max(excess_high, high - random_share),
+        )
 
 
 @dataclass(frozen=True)

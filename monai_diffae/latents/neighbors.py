@@ -179,9 +179,14 @@ class OutlierScores:
 
 
 def outlier_scores(
-    z_sem: ArrayLike, reference: ArrayLike, *, k: int = 5, whitened: bool = True, groups: ArrayLike | None = None,
+    z_sem: ArrayLike,
+    reference: ArrayLike,
+    *,
+    k: int = 5,
+    whitened: bool = True,
+    groups: ArrayLike | None = None,
     reference_groups: ArrayLike | None = None,
-) -> OutlierScores:  # fmt: skip
+) -> OutlierScores:
     """Score how unusual new cases are compared with reference cases, with the arithmetic of ``neighbors``.
 
     Args:

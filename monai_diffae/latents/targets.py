@@ -186,8 +186,10 @@ def _varying_classes(labels: Sequence[Any], values: Sequence[Any], name: str, nu
     if alike:
         logger.warning(
             "target '%s': %s differ only in upper and lower case, and are different classes; correct the table if they "
-            "are one", name, _listed([f"'{each}'" for each in alike]),
-        )  # fmt: skip
+            "are one",
+            name,
+            _listed([f"'{each}'" for each in alike]),
+        )
     present = {class_name(value) for value in values}
     classes = tuple(each for each in names if each in present)
     if len(classes) < 2:
@@ -200,9 +202,9 @@ def missing(labels: Sequence[Any]) -> NDArray[np.bool_]:
     """Return a mask ``[N]`` of the cases without a label: None, NaN, pandas' NA, and words as in tables."""
     import pandas as pd
 
-    return np.array([
-        value.strip() in MISSING_WORDS if isinstance(value, str) else bool(pd.isna(value)) for value in labels
-    ], bool)  # fmt: skip
+    return np.array(
+        [value.strip() in MISSING_WORDS if isinstance(value, str) else bool(pd.isna(value)) for value in labels], bool
+    )
 
 
 def class_name(value: Any) -> str:

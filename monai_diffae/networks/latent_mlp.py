@@ -98,9 +98,11 @@ class LatentMLP(nn.Module):
         self.time_channels = time_channels
         self.skip_layers = frozenset(skips)
         self.time_embed = nn.Sequential(
-            nn.Linear(time_channels, z_channels), nn.SiLU(), nn.Linear(z_channels, z_channels),
+            nn.Linear(time_channels, z_channels),
+            nn.SiLU(),
+            nn.Linear(z_channels, z_channels),
             *([nn.SiLU()] if time_activation else []),
-        )  # fmt: skip
+        )
         widths = [
             (hidden_channels if i > 0 else z_channels) + (z_channels if i in skips else 0) for i in range(num_layers)
         ]

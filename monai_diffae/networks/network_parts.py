@@ -123,11 +123,17 @@ def autoencoder_parts(
     return [
         NetworkPart("encoder", encoder, "image", seen_channels or image_shape[0], size, divisors, "z_sem"),
         NetworkPart(
-            "denoiser", network.unet, "x_t", network.in_channels, latent_size, network.size_divisors, "prediction",
+            "denoiser",
+            network.unet,
+            "x_t",
+            network.in_channels,
+            latent_size,
+            network.size_divisors,
+            "prediction",
             {"timesteps": (), "z_sem": (network.z_channels,)},
         ),
         *stages,
-    ]  # fmt: skip
+    ]
 
 
 def first_stage_parts(first_stage: FirstStage, size: Sequence[int]) -> list[NetworkPart]:
@@ -136,11 +142,21 @@ def first_stage_parts(first_stage: FirstStage, size: Sequence[int]) -> list[Netw
     latent_channels, *latent_size = first_stage.latent_shape((first_stage.in_channels, *size))
     return [
         NetworkPart(
-            "first_stage_encoder", LatentEncoder(first_stage), "image", first_stage.in_channels, tuple(size), factors,
+            "first_stage_encoder",
+            LatentEncoder(first_stage),
+            "image",
+            first_stage.in_channels,
+            tuple(size),
+            factors,
             "latent",
         ),
         NetworkPart(
-            "first_stage_decoder", LatentDecoder(first_stage), "latent", latent_channels, tuple(latent_size),
-            (1,) * len(factors), "image",
+            "first_stage_decoder",
+            LatentDecoder(first_stage),
+            "latent",
+            latent_channels,
+            tuple(latent_size),
+            (1,) * len(factors),
+            "image",
         ),
-    ]  # fmt: skip
+    ]

@@ -65,9 +65,10 @@ def _network(weights: StateDict, settings: OfficialSettings) -> LatentMLP:
     layers = _without_duplicates(layers)
     try:
         network = LatentMLP(
-            **infer_latent_config(layers), scale_bias=settings.net_latent_condition_bias,
+            **infer_latent_config(layers),
+            scale_bias=settings.net_latent_condition_bias,
             time_activation=settings.net_latent_time_last_act,
-        )  # fmt: skip
+        )
     except ConfigError:
         raise
     except (ValueError, IndexError, KeyError) as error:  # the layout is derived from shapes

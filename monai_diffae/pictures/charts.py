@@ -15,9 +15,13 @@ from monai_diffae.latents.directions import LabelChange
 from monai_diffae.latents.statistics import Floats
 
 METRIC_NAMES = {
-    "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "brier": "Brier", "r2": "R2",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "balanced accuracy",
+    "brier": "Brier",
+    "r2": "R2",
     "mae": "MAE",
-}  # fmt: skip
+}
 
 _MAX_BINS, _MIN_CASES_PER_BIN = 10, 10
 _MAX_COLUMNS = 4
@@ -268,9 +272,12 @@ def draw_reliability(measured: pd.DataFrame) -> Figure:
         rows = measured[measured["kind"] == kind].dropna(subset=shares)
         rows = rows.sort_values("patient_share", ascending=False) if kind == "dimension" else rows
         panel.stackplot(
-            np.arange(len(rows)), rows[shares].T, colors=[colours[name] for name in shares], step="mid",
+            np.arange(len(rows)),
+            rows[shares].T,
+            colors=[colours[name] for name in shares],
+            step="mid",
             labels=[name.removesuffix("_share") for name in shares],
-        )  # fmt: skip
+        )
         order = "most of the patient first" if kind == "dimension" else "largest first"
         panel.set(xlabel=f"{kind}s, {order}", ylabel="share of variance", ylim=(0, 1))
         panel.margins(x=0)
@@ -292,10 +299,20 @@ def draw_associations(rows: pd.DataFrame, level: float = 0.05) -> Figure:
     for place, (name, each) in enumerate(variables):
         colour, is_found = COLOURS[place % len(COLOURS)], each["q"] < level
         shift = (place - (len(variables) - 1) / 2) * 0.6 / len(variables)
-        left.scatter(each["component"] + shift, each["log_p"], s=18, edgecolors=colour,
-                     facecolors=np.where(is_found, colour, "none"))  # fmt: skip
-        right.scatter(-np.log10((np.arange(len(each)) + 0.5) / len(each)), np.sort(each["log_p"])[::-1], s=12,
-                      color=colour, label=f"{name} (λ {inflation(each['p']):.2f})")  # fmt: skip
+        left.scatter(
+            each["component"] + shift,
+            each["log_p"],
+            s=18,
+            edgecolors=colour,
+            facecolors=np.where(is_found, colour, "none"),
+        )
+        right.scatter(
+            -np.log10((np.arange(len(each)) + 0.5) / len(each)),
+            np.sort(each["log_p"])[::-1],
+            s=12,
+            color=colour,
+            label=f"{name} (λ {inflation(each['p']):.2f})",
+        )
     found = known.loc[known["q"] < level, "p"]
     line = -np.log10(max(found.max(), 10.0**-_STRONG) if len(found) else level / max(len(known), 1))
     label = f"false discovery rate {level:.0%}" if len(found) else f"{level:.0%} (Bonferroni)"
@@ -324,14 +341,31 @@ def draw_stability(explained: pd.DataFrame, canonical: pd.DataFrame, correlation
     left, middle, right = figure.subplots(1, 3)
     for place, (name, each) in enumerate(explained.groupby("model", sort=False)):
         errors = [(each["r2"] - each["low"]).clip(lower=0), (each["high"] - each["r2"]).clip(lower=0)]
-        left.errorbar(each["component"] + 0.2 * place, each["r2"], errors, fmt="o", markersize=3, linewidth=1,
-                      color=COLOURS[place], label=f"{name} model")  # fmt: skip
+        left.errorbar(
+            each["component"] + 0.2 * place,
+            each["r2"],
+            errors,
+            fmt="o",
+            markersize=3,
+            linewidth=1,
+            color=COLOURS[place],
+            label=f"{name} model",
+        )
     left.axhline(0.5, color="0.6", linestyle=":")
-    left.set(xlabel="component", ylabel="variance that the other model explains\n(R2 of held-out patients)",
-             ylim=(min(-0.05, explained["r2"].min() - 0.05), 1.05))  # fmt: skip
+    left.set(
+        xlabel="component",
+        ylabel="variance that the other model explains\n(R2 of held-out patients)",
+        ylim=(min(-0.05, explained["r2"].min() - 0.05), 1.05),
+    )
     left.legend(frameon=False, fontsize=8)
-    image = middle.imshow(np.abs(correlations), vmin=0, vmax=1, cmap="magma", aspect="auto",
-                          extent=(0.5, correlations.shape[1] + 0.5, correlations.shape[0] + 0.5, 0.5))  # fmt: skip
+    image = middle.imshow(
+        np.abs(correlations),
+        vmin=0,
+        vmax=1,
+        cmap="magma",
+        aspect="auto",
+        extent=(0.5, correlations.shape[1] + 0.5, correlations.shape[0] + 0.5, 0.5),
+    )
     for axis in (middle.xaxis, middle.yaxis, right.xaxis):
         axis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=middle, label="absolute correlation")

@@ -320,11 +320,14 @@ class ToModelRanged(MapTransform, InvertibleTransform):
         values: NDArray[np.float32] = np.asarray(image.detach().cpu()).reshape(channels, -1)
         methods, windows = (self._per_channel(each, channels) for each in (ensure_tuple(self.method), self.window_hu))
         pairs = [
-            window if method == "window" else self.model_range if method == "none"
+            window
+            if method == "window"
+            else self.model_range
+            if method == "none"
             # numpy's percentile, because torch.quantile cannot handle more than 16 million voxels
             else np.percentile(channel, self.percentiles if method == "percentiles" else (0, 100))
             for channel, method, window in zip(values, methods, windows, strict=True)
-        ]  # fmt: skip
+        ]
         if not all(high > low for low, high in pairs):
             raise ScanError(f"{name}: constant between its percentiles; omit it, or use method minmax")
         ends = torch.tensor(np.stack(pairs, axis=1), dtype=torch.float32, device=image.device)

@@ -231,10 +231,12 @@ def embed(
                 with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder in COMMON_SCALE)
             ]
         described = {
-            "preprocessing": preprocessing_config(session.trained.config), "z_sem_usage": usage,
-            "patient_key": patient_key.name, "knows_patients": are_patients_known(cases),
+            "preprocessing": preprocessing_config(session.trained.config),
+            "z_sem_usage": usage,
+            "patient_key": patient_key.name,
+            "knows_patients": are_patients_known(cases),
             "z_channels": len(z_columns(tables[0])),
-        }  # fmt: skip
+        }
         if encoder == "trained":
             described["split_origin"] = session.split_origin
             session.warn_if_unlike(z_matrix(tables[0]))
@@ -254,9 +256,12 @@ def _patch_tables(path: Path, made_from: Mapping[str, Any]) -> dict[Path, dict[s
 
 
 def _write(
-    tables: Mapping[Path, pd.DataFrame], files: Mapping[Path, Any], described: Mapping[str, Any], result: Result,
+    tables: Mapping[Path, pd.DataFrame],
+    files: Mapping[Path, Any],
+    described: Mapping[str, Any],
+    result: Result,
     scans: Mapping[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Write the tables, each with its record; a record says that its table is complete, and is written after it."""
     from monai_diffae.data.embeddings import rows_sample
 

@@ -72,8 +72,10 @@ def open_baseline(
     session = _with_components(session, _MOST_COLUMNS, network, json.dumps(described))
     logger.info(
         "planar: %d features of %s become %d principal components of the training cases",
-        network.out_features, encoding.backbone, session.trained.z_channels,
-    )  # fmt: skip
+        network.out_features,
+        encoding.backbone,
+        session.trained.z_channels,
+    )
     return session, described
 
 
@@ -87,9 +89,14 @@ def open_backbone(encoding: Encoding, config: Mapping[str, Any]) -> PlanarAdapte
     side = 112 if config["spatial_dims"] == 3 and family != "vit" else 224
     network, head, prepared = _backbone(encoding.backbone, side)
     adapter = PlanarAdapter(
-        network, encoding.layers or _LAYERS[family or ""], config["spatial_dims"], head=head,
-        in_channels=config["in_channels"], model_range=config["model_range"], **prepared,
-    )  # fmt: skip
+        network,
+        encoding.layers or _LAYERS[family or ""],
+        config["spatial_dims"],
+        head=head,
+        in_channels=config["in_channels"],
+        model_range=config["model_range"],
+        **prepared,
+    )
     with named_after(encoding.weights):
         adapter.load_pretrained(read_weights(encoding.weights), (*_HEADS, "mask_token"))
     return adapter

@@ -134,10 +134,16 @@ class CohortEncoder:
         """The rows to store; their hashes are taken out of ``contents``."""
         num_places = 0 if self.cutter is None else len(self.cutter.place_names)
         made = [
-            {"row": f"{position:09d}" + (f"/{int(row[0]):06d}" if num_places else ""), "position": position,
-             "place": row[:num_places], "z_sem": row[num_places:], "file": None, "reason": None}
+            {
+                "row": f"{position:09d}" + (f"/{int(row[0]):06d}" if num_places else ""),
+                "position": position,
+                "place": row[:num_places],
+                "z_sem": row[num_places:],
+                "file": None,
+                "reason": None,
+            }
             for position, row in zip(positions, rows, strict=True)
-        ]  # fmt: skip
+        ]
         lost = [
             {"row": f"{position:09d}", "position": position, "file": each.file, "reason": each.reason}
             for position, each in failures.items()

@@ -37,8 +37,9 @@ Code: TypeAlias = NDArray[np.float32] | str
 """The z_sem (D,) of a case, or the reason of its failure."""
 
 _SAVE_EVERY_S = 10.0
-_SCHEMA = pa.schema([("id", pa.string()), ("state", pa.string()), ("reason", pa.string()),
-                     ("z_sem", pa.list_(pa.float32()))])  # fmt: skip
+_SCHEMA = pa.schema(
+    [("id", pa.string()), ("state", pa.string()), ("reason", pa.string()), ("z_sem", pa.list_(pa.float32()))]
+)
 _CODE_ROOTS = ("network_def", "preprocessing", "encoder_key", "slice_axis", "slice_range", "slice_step")
 
 
@@ -183,10 +184,11 @@ def _without(table: pa.Table, ids: Sequence[str]) -> pa.Table:
 
 def _table(codes: Mapping[str, Code], states: Mapping[str, str]) -> pa.Table:
     rows = [
-        {"id": name, "state": states[name], "reason": code} if isinstance(code, str)
+        {"id": name, "state": states[name], "reason": code}
+        if isinstance(code, str)
         else {"id": name, "state": states[name], "z_sem": code}
         for name, code in codes.items()
-    ]  # fmt: skip
+    ]
     return pa.Table.from_pylist(rows, _SCHEMA)
 
 

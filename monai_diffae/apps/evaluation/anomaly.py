@@ -162,9 +162,13 @@ class _AnomalyMaps:
         self._shown.append((anomaly.score, f"p {anomaly.p_value:.2g}", self._picture(opened, anomaly)))
         self._shown = sorted(self._shown, key=lambda shown: -shown[0])[: self.num_pictures]
         return {
-            "id": case.id, "score": anomaly.score, "p_value": anomaly.p_value,
-            "mask_voxels": voxels, "mask_mm3": mm3, **self._compared(case, opened, values, mask),
-        }  # fmt: skip
+            "id": case.id,
+            "score": anomaly.score,
+            "p_value": anomaly.p_value,
+            "mask_voxels": voxels,
+            "mask_mm3": mm3,
+            **self._compared(case, opened, values, mask),
+        }
 
     def _compared(
         self, case: Case, opened: bundles.ModelCase, values: npt.NDArray[Any], mask: npt.NDArray[Any]
@@ -183,9 +187,11 @@ class _AnomalyMaps:
         """What the picture shows of a case; of several slices, the one with the map's highest value."""
         index = int(anomaly.map.flatten(1).amax(dim=1).argmax())
         tensors: Mapping[str, torch.Tensor] = {
-            "image": opened.images, "reconstruction": anomaly.reconstruction,
-            "map": anomaly.map, "mask": anomaly.mask(self.quantile),
-        }  # fmt: skip
+            "image": opened.images,
+            "reconstruction": anomaly.reconstruction,
+            "map": anomaly.map,
+            "mask": anomaly.mask(self.quantile),
+        }
         return {name: tensor[index].cpu() for name, tensor in tensors.items()}
 
 
@@ -218,6 +224,7 @@ def _reference_notes(figures: Mapping[str, Any]) -> list[str]:
     told = [
         f"{text} {figures[name]:.2f} ({figures[f'{name}_low']:.2f} to {figures[f'{name}_high']:.2f}"
         f"{'; {:.2f} by chance'.format(figures['reference_share']) if name == 'auprc' else ''})"
-        for name, text in names.items() if name in figures
-    ]  # fmt: skip
+        for name, text in names.items()
+        if name in figures
+    ]
     return [f"{counted(figures['num_references'], 'case')} with a mask: {', '.join(told)}"]

@@ -40,15 +40,19 @@ def open_images(table: pd.DataFrame, comparison: Comparison, reading: Reading) -
     if dropped := [key for key in recorded if key not in run.overrides and not key.startswith("inferer#")]:
         logger.warning(
             "pixel_baselines: the table was made with overrides of %s, which are not applied, so the images may differ "
-            "from those that were embedded", ", ".join(dropped),
-        )  # fmt: skip
+            "from those that were embedded",
+            ", ".join(dropped),
+        )
     return sessions.Session.open(comparison.bundle or "", comparison.cohort or "", reading=reading, run=run)
 
 
 def compared_features(
-    comparison: Comparison, table: pd.DataFrame, baselines: Sequence[FeatureSet], session: sessions.Session | None,
+    comparison: Comparison,
+    table: pd.DataFrame,
+    baselines: Sequence[FeatureSet],
+    session: sessions.Session | None,
     out: Path | None,
-) -> tuple[list[FeatureSet], int]:  # fmt: skip
+) -> tuple[list[FeatureSet], int]:
     """All features that are compared, and for how many cases the images could not be read."""
     pixel_sets = [] if session is None else pixel_features(comparison, table, session, out)
     own = [table_features(table, name) for name in dict.fromkeys(comparison.features)]
@@ -150,8 +154,9 @@ def read_features(name: str, path: PathLike, table: pd.DataFrame, targets: Seque
         if text:  # such as numbers with a decimal comma, without which the baseline would be too weak
             logger.warning(
                 "%s: columns with text are not used as features: %s; write numbers with a decimal point",
-                path.name, ", ".join(text)[:100],
-            )  # fmt: skip
+                path.name,
+                ", ".join(text)[:100],
+            )
     by_id = features[columns].set_axis(ids, axis=0)
     requested = tables.case_ids(table, "embeddings")
     is_available = np.isin(requested, ids)

@@ -103,9 +103,11 @@ def calibrate(
         detector = fit_detector(session.trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)
         path = detector.save(session.trained.folder)
     figures = {
-        "num_cases": len(detector.scores), "num_patients": detector.made_from["num_patients"],
-        "lowest_p_value": 1 / (1 + len(detector.scan_scores)), "num_failed": detector.made_from["num_failed"],
-    }  # fmt: skip
+        "num_cases": len(detector.scores),
+        "num_patients": detector.made_from["num_patients"],
+        "lowest_p_value": 1 / (1 + len(detector.scan_scores)),
+        "num_failed": detector.made_from["num_failed"],
+    }
     patients = f"{counted(figures['num_cases'], 'case')} of {counted(figures['num_patients'], 'patient')}"
     notes = [f"{patients}; the lowest p-value is {figures['lowest_p_value']:.2g}"]
     incomplete = failed_cases(figures["num_failed"], figures["num_cases"], _FAILURES)
@@ -126,9 +128,12 @@ def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:
 
 
 def fit_detector(
-    trained: bundles.TrainedBundle, cases: Sequence[Case], items: Iterable[Mapping[str, torch.Tensor]],
-    settings: bundles.AnomalySettings, made_from: Mapping[str, Any] | None = None,
-) -> bundles.AnomalyDetector:  # fmt: skip
+    trained: bundles.TrainedBundle,
+    cases: Sequence[Case],
+    items: Iterable[Mapping[str, torch.Tensor]],
+    settings: bundles.AnomalySettings,
+    made_from: Mapping[str, Any] | None = None,
+) -> bundles.AnomalyDetector:
     """Calibrate with normal cases, and their images (C, *S) in the same order."""
     patients, scans = (
         np.unique(names, return_inverse=True)[1]
@@ -142,17 +147,26 @@ def fit_detector(
     if scans.max() + 1 < _FEWEST_SCANS:
         logger.warning(
             "calibration: with %d held-out scans, the lowest possible p-value is %.2g; %d scans or more allow p-values "
-            "of .05", scans.max() + 1, 1 / (scans.max() + 2), _FEWEST_SCANS,
-        )  # fmt: skip
+            "of .05",
+            scans.max() + 1,
+            1 / (scans.max() + 2),
+            _FEWEST_SCANS,
+        )
     voxels = maps.flatten()[:: -(-maps.numel() // _MOST_VOXELS)].double().numpy()
     shares = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-6, 101)[1:], [1.0]])
     return bundles.AnomalyDetector(
-        settings=settings, mean_squares=residuals.square().mean(dim=0),
-        scores=metrics.highest_mean(maps, settings.fraction).double(), scans=torch.from_numpy(scans),
+        settings=settings,
+        mean_squares=residuals.square().mean(dim=0),
+        scores=metrics.highest_mean(maps, settings.fraction).double(),
+        scans=torch.from_numpy(scans),
         quantiles=torch.from_numpy(np.stack([shares, np.quantile(voxels, shares)])),
-        made_from={**models.calibrated_model(trained), "images": images, "patients": patients.tolist(),
-                   **(made_from or {})},
-    )  # fmt: skip
+        made_from={
+            **models.calibrated_model(trained),
+            "images": images,
+            "patients": patients.tolist(),
+            **(made_from or {}),
+        },
+    )
 
 
 def _residual(
@@ -167,9 +181,15 @@ def _residual(
 
 
 def finish_training(
-    folder: Path, cohort: cohort_split.SplitCohort, dataset: cached.CachedCases, limit: int, device: str | torch.device,
-    mlflow: bool, tracking_uri: str | None, registered_model: str | None,
-) -> None:  # fmt: skip
+    folder: Path,
+    cohort: cohort_split.SplitCohort,
+    dataset: cached.CachedCases,
+    limit: int,
+    device: str | torch.device,
+    mlflow: bool,
+    tracking_uri: str | None,
+    registered_model: str | None,
+) -> None:
     """Calibrate a bundle after its training, and log it to the training's MLflow run if ``mlflow`` is set."""
     calibrate_trained(folder, cohort.cases, dataset, limit=limit, device=device)
     if mlflow:
@@ -197,5 +217,7 @@ def calibrate_trained(
     except Exception as error:  # whatever happens here, the model is trained
         logger.warning(
             "the training is complete, but anomaly maps are not calibrated (%s); run monai-diffae calibrate %s COHORT "
-            "with other held-out cases", one_line(error), Path(folder).name,
-        )  # fmt: skip
+            "with other held-out cases",
+            one_line(error),
+            Path(folder).name,
+        )

@@ -131,8 +131,10 @@ class Diagnosis:
         if num_patients < _FEW_PATIENTS:
             logger.warning(
                 "%s of %s are few, so the figures are unreliable; use %d patients or more",
-                counted(len(self.read.cases), "case"), counted(num_patients, "patient"), _FEW_PATIENTS,
-            )  # fmt: skip
+                counted(len(self.read.cases), "case"),
+                counted(num_patients, "patient"),
+                _FEW_PATIENTS,
+            )
         codes = self.encode_views()
         levels = self.noise_levels(self.codes_to_compare(codes[_UNCHANGED]))
         stable = self.stability_table(codes)
@@ -143,10 +145,13 @@ class Diagnosis:
         usage = {"z_sem_usage": float(other / own), "z_sem_usage_mean": float(mean / own)}
         log_to_open_run(usage, [out / _CHART], "diagnosis")
         return {
-            **usage, "dimensions": asdict(latents.active_dimensions(codes[_UNCHANGED])),
-            "noise_levels": levels.to_dict("records"), "stability": stable.to_dict("records"),
-            "num_cases": len(self.read.cases), "num_failed": len(self.read.failures),
-        }  # fmt: skip
+            **usage,
+            "dimensions": asdict(latents.active_dimensions(codes[_UNCHANGED])),
+            "noise_levels": levels.to_dict("records"),
+            "stability": stable.to_dict("records"),
+            "num_cases": len(self.read.cases),
+            "num_failed": len(self.read.failures),
+        }
 
     @cached_property
     def patients(self) -> npt.NDArray[np.intp]:
@@ -189,12 +194,19 @@ class Diagnosis:
         rows = []
         for timestep, losses in self.losses(codes).items():
             own, other, mean = (float(losses[name].mean()) for name in ("own", "other", "mean"))
-            rows.append({
-                "timestep": timestep, "log_snr": schedule.log_snr(timestep), "loss_own": own, "loss_other": other,
-                "loss_mean": mean, "z_sem_usage": other / own, "z_sem_usage_mean": mean / own,
-                # a decoder that ignores z_sem has equal losses, which count as half
-                "own_is_better": float((losses["other"] - losses["own"]).sign().mean() + 1) / 2,
-            })  # fmt: skip
+            rows.append(
+                {
+                    "timestep": timestep,
+                    "log_snr": schedule.log_snr(timestep),
+                    "loss_own": own,
+                    "loss_other": other,
+                    "loss_mean": mean,
+                    "z_sem_usage": other / own,
+                    "z_sem_usage_mean": mean / own,
+                    # a decoder that ignores z_sem has equal losses, which count as half
+                    "own_is_better": float((losses["other"] - losses["own"]).sign().mean() + 1) / 2,
+                }
+            )
         return pd.DataFrame(rows)
 
     def losses(self, codes: Mapping[str, Codes]) -> dict[int, dict[str, torch.Tensor]]:

@@ -157,11 +157,16 @@ def evaluate(
     evaluation = _Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
     made_from = {
         "bundles": {each.name: each.made_from for each in bundles},
-        "steps": list(conditions.steps), "solvers": list(conditions.solvers), "draws": conditions.draws,
-        "num_images": conditions.num_images, "num_codes": conditions.num_codes, **asdict(held_out), "seed": seed,
+        "steps": list(conditions.steps),
+        "solvers": list(conditions.solvers),
+        "draws": conditions.draws,
+        "num_images": conditions.num_images,
+        "num_codes": conditions.num_codes,
+        **asdict(held_out),
+        "seed": seed,
         **({"decoder": conditions.decoders} if conditions.decoders else {}),
         **{name: file_checksum(file) for name, file in weights.files.items()},
-    }  # fmt: skip
+    }
     results = [out / _SUMMARY, out / "tables.md", out / "cases.csv"]
     if process.rank:  # the first process gathers what this one measures
         if finished("evaluate", out, results, made_from, overwrite=run.overwrite) is None:
@@ -234,10 +239,14 @@ class _EvaluatedBundle:
         except (OSError, ValueError, KeyError):  # the folder has no curve of the training
             images_seen = None
         return {
-            "name": self.name, "z_sem_dims": trained.z_channels, "image_size": list(trained.image_shape[1:]),
-            "spatial_dims": len(trained.image_shape) - 1, "channels": trained.image_shape[0],
-            "train_images_seen": images_seen, "model": trained.sha256,
-        }  # fmt: skip
+            "name": self.name,
+            "z_sem_dims": trained.z_channels,
+            "image_size": list(trained.image_shape[1:]),
+            "spatial_dims": len(trained.image_shape) - 1,
+            "channels": trained.image_shape[0],
+            "train_images_seen": images_seen,
+            "model": trained.sha256,
+        }
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -380,11 +389,16 @@ class _Evaluation:
         num_patients = len(set(patients.values()))
         content = {
             "bundles": [bundle.description for bundle in self.bundles],
-            "rows": rows, "differences": differences, "omitted": self.omitted,
-            "held_out": not self.held_out.not_held_out, "split": self.held_out.split,
-            "num_cases": len(patients), "num_patients": num_patients,
-            "draws": self.conditions.draws, "seed": self.seed,
-        }  # fmt: skip
+            "rows": rows,
+            "differences": differences,
+            "omitted": self.omitted,
+            "held_out": not self.held_out.not_held_out,
+            "split": self.held_out.split,
+            "num_cases": len(patients),
+            "num_patients": num_patients,
+            "draws": self.conditions.draws,
+            "seed": self.seed,
+        }
         tables = quality_tables.write_tables(self.folder, rows, self._notes(len(patients), num_patients))
         write_csv(self.folder / "cases.csv", pd.DataFrame(case_rows))
         write_json(self.folder / _SUMMARY, content)

@@ -21,8 +21,15 @@ with on_first_use:
 
 _DECODING = ("steps", "invert_steps", "solver", "inversion", "spacing")
 _PROPERTIES = (
-    "spatial_dims", "in_channels", "image_size", "spacing_mm", "image_keys", "intensity", "model_range", "slice_axis",
-)  # fmt: skip
+    "spatial_dims",
+    "in_channels",
+    "image_size",
+    "spacing_mm",
+    "image_keys",
+    "intensity",
+    "model_range",
+    "slice_axis",
+)
 
 
 @command

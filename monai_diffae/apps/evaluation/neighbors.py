@@ -129,11 +129,15 @@ def neighbors(
         case_images = CaseImages.open(images, out, files, decoding, reading, run.batched)
         case_images.warn_of_differences(search.table, search.cases)
     made_from = {
-        "images": None if case_images is None else case_images.made_from, "embeddings": file_checksum(embeddings),
+        "images": None if case_images is None else case_images.made_from,
+        "embeddings": file_checksum(embeddings),
         "queries": None if queries is None else file_checksum(queries),
-        "cases": json_digest(search.cases["id"].tolist()), "captions": list(images.captions), "k": k,
-        "same_patient": same_patient, **({} if features == "z" else {"features": features}),
-    }  # fmt: skip
+        "cases": json_digest(search.cases["id"].tolist()),
+        "captions": list(images.captions),
+        "k": k,
+        "same_patient": same_patient,
+        **({} if features == "z" else {"features": features}),
+    }
     make = functools.partial(search.run, out, case_images)
     results = [out / "neighbors.csv", out / "outliers.csv", *([] if case_images is None else [out / "neighbors.png"])]
     figures, skipped = run_once("neighbors", out, results, made_from, make, overwrite=run.overwrite)
@@ -180,15 +184,20 @@ class _NeighborSearch:
             if differ := provenance.preprocessing_differences(rows, recorded) if recorded is not None else []:
                 logger.warning(
                     "%s and %s were made with different preprocessing (%s), so distances and scores say little; embed "
-                    "both in the same way", queries.name, embeddings.name, ", ".join(differ),
-                )  # fmt: skip
+                    "both in the same way",
+                    queries.name,
+                    embeddings.name,
+                    ", ".join(differ),
+                )
             has_patients = "patient" in rows  # synthetic images have none
             if has_patients and not same_patient and tables.patient_key_name(rows) != tables.patient_key_name(table):
                 logger.warning(
                     "%s and %s hide their patients with different keys, so neighbors may be of the same patient; copy "
                     "%s from the folder of one to that of the other, and embed that one again with overwrite",
-                    queries.name, embeddings.name, KEY_FILE,
-                )  # fmt: skip
+                    queries.name,
+                    embeddings.name,
+                    KEY_FILE,
+                )
         training = TrainingCases.from_rows(tables.training_rows(table), features)
         return cls(_selected(rows, choice), table, training, queries is not None, k, same_patient)
 
@@ -389,10 +398,11 @@ class CaseImages:
         is_same = self.query_session is self.table_session
         both = [self.table_session] if is_same else [self.table_session, self.query_session]
         return self.table_session.made_from(
-            decodes=settings.reconstruction_error, query_cohort=self.query_session.cohort.fingerprint,
+            decodes=settings.reconstruction_error,
+            query_cohort=self.query_session.cohort.fingerprint,
             scans=[provenance.content_of_scans(each.cohort.cases, self.files) for each in both],
             reconstruction_error=errors if settings.reconstruction_error else None,
-        )  # fmt: skip
+        )
 
     def warn_of_differences(self, *rows: pd.DataFrame) -> None:
         """Log a warning if the images differ from those that the table, and that of the queries, were made from."""

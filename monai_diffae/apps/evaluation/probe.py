@@ -46,8 +46,16 @@ _FAILURES, _EXAMPLES = "probe_failures.csv", 3
 _TABLES, _CHARTS = ("probes.csv", "predictions.parquet"), ("calibration.png",)
 _CURVES = {"each_regularisation": "regularisation", "few_labels": "few_labels"}  # the setting, and its two files
 _FEW_LABEL_COLUMNS = (
-    "target", "features", "probe", "metric", "num_patients", "num_draws", "median", "low_quartile", "high_quartile"
-)  # fmt: skip
+    "target",
+    "features",
+    "probe",
+    "metric",
+    "num_patients",
+    "num_draws",
+    "median",
+    "low_quartile",
+    "high_quartile",
+)
 _LEFT_OUT_COLUMNS = ("target", "features", "probe", "metric", "left_out", "num_test", "score", "low", "high")
 
 
@@ -140,11 +148,17 @@ def probe(
     from monai_diffae.latents.probing import ProbeSettings, evaluate_probes
 
     settings = ProbeSettings(
-        probing.evaluation, tuple(probing.splits), tuple(dict.fromkeys(probing.probes)), probing.seed, dict(kinds),
-        few_labels=out is not None and not probing.skip_few_labels, regularisation=probing.regularisation,
-        each_regularisation=out is not None and "linear" in probing.probes, nuisance=probing.nuisance,
+        probing.evaluation,
+        tuple(probing.splits),
+        tuple(dict.fromkeys(probing.probes)),
+        probing.seed,
+        dict(kinds),
+        few_labels=out is not None and not probing.skip_few_labels,
+        regularisation=probing.regularisation,
+        each_regularisation=out is not None and "linear" in probing.probes,
+        nuisance=probing.nuisance,
         harmonize=probing.harmonize,
-    )  # fmt: skip
+    )
     table = tables.read_embeddings(embeddings)
     representation.warn_if_unused(table.attrs.get("monai_diffae", {}).get("z_sem_usage"))
     names = _target_columns(table, targets, probing.nuisance or probing.harmonize, embeddings.name)
@@ -176,11 +190,13 @@ def probe(
         "embeddings": file_checksum(embeddings),
         "targets": names,
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()},
-        "features": list(dict.fromkeys(comparison.features)), "together": list(dict.fromkeys(comparison.together)),
+        "features": list(dict.fromkeys(comparison.features)),
+        "together": list(dict.fromkeys(comparison.together)),
         "baselines": {name: baselines.checksum_of_features(values) for name, values in comparison.baselines.items()},
         "pixel_baselines": session and session.made_from(session.cohort.cases, decodes=False, names=pixel_names),
-        "group_duplicates": group_duplicates, "dpi": writing.dpi,
-    }  # fmt: skip
+        "group_duplicates": group_duplicates,
+        "dpi": writing.dpi,
+    }
 
     def make() -> Mapping[str, Any]:
         probes, figures = evaluated(folder)
@@ -365,8 +381,10 @@ class TableTwins:
             examples = "; ".join(" = ".join(pair.ids) for pair in pairs[:_EXAMPLES])
             logger.warning(
                 "%s, such as %s: they are probably the same image, so scores may be too high; monai-diffae probe "
-                "--group-duplicates keeps them together", what, examples,
-            )  # fmt: skip
+                "--group-duplicates keeps them together",
+                what,
+                examples,
+            )
         for line in self.report.contradictions():
             logger.warning("%s", line)
         return f"There are {what}, probably the same image: scores may be too high." if pairs else ""
@@ -390,11 +408,14 @@ def _cases(table: pd.DataFrame, targets: Sequence[str]) -> list[Case]:
     is_missing = {name: labels.missing(values) for name, values in columns.items()}
     return [
         Case(
-            id=ids[row], images={}, split=splits[row], patient=str(patients[row]),
-            labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()}
+            id=ids[row],
+            images={},
+            split=splits[row],
+            patient=str(patients[row]),
+            labels={name: None if is_missing[name][row] else _label(values[row]) for name, values in columns.items()},
         )
         for row in range(len(ids))
-    ]  # fmt: skip
+    ]
 
 
 def _label(value: object) -> float | str:

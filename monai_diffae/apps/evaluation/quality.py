@@ -124,9 +124,13 @@ class Reconstructions:
             for start in range(0, len(bundle.read.cases), bundle.batch_size):
                 cases = bundle.read.cases[start : start + bundle.batch_size]
                 made_from = {
-                    **bundle.session.made_from(cases, decodes=False), **inferer_settings(condition),
-                    "draws": self.draws, "seed": bundle.seed, "lpips": self.quality.has_lpips, "name": bundle.name,
-                }  # fmt: skip
+                    **bundle.session.made_from(cases, decodes=False),
+                    **inferer_settings(condition),
+                    "draws": self.draws,
+                    "seed": bundle.seed,
+                    "lpips": self.quality.has_lpips,
+                    "name": bundle.name,
+                }
                 make = partial(self._batch, condition, start)
                 yield from measured.rows(made_from, make, len(cases) * self._evaluations(condition), shared=True)
 
@@ -149,12 +153,15 @@ class Reconstructions:
         }
         return [
             {
-                "table": table, "bundle": bundle.name, **condition_of(condition), "id": case.id,
+                "table": table,
+                "bundle": bundle.name,
+                **condition_of(condition),
+                "id": case.id,
                 **{metric: float(column[i]) for metric, column in values.items()},
             }
             for table, values in columns.items()
             for i, case in enumerate(cases)
-        ]  # fmt: skip
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +174,11 @@ class CodeFigures:
     def rows(self) -> Iterator[Row]:
         """The use of z_sem by the decoder in some cases, and the figures that need no decoder, one row each."""
         measures: dict[str, Callable[[], Iterator[Row]]] = {
-            "z_sem_usage": self._usage, "participation_ratio": self._dimensions,
-            "collapse_effective_rank": self._collapse, "disentanglement": self._disentanglement,
-        }  # fmt: skip
+            "z_sem_usage": self._usage,
+            "participation_ratio": self._dimensions,
+            "collapse_effective_rank": self._collapse,
+            "disentanglement": self._disentanglement,
+        }
         for metric, measure in measures.items():
             yield from self.bundle.measured(metric, measure)
 
@@ -297,8 +306,11 @@ class GeneratedImages:
         if num < self.num_images and self.networks:
             logger.warning(
                 "fid_training uses all %d training images, but fid %d generated ones; FID is higher for fewer images, "
-                "so compare them with num_images=%d", num, self.num_images, num,
-            )  # fmt: skip
+                "so compare them with num_images=%d",
+                num,
+                self.num_images,
+                num,
+            )
         images, _ = train.read.stacked(positions)
         for name in self.networks:
             features, real = self._features(name, images), self._real_features[name]
@@ -374,9 +386,13 @@ class GeneratedImages:
         return torch.cat(features).double().numpy()
 
     def _precision_and_recall(
-        self, condition: Mapping[str, Any], real: Any, made: Any, patients: Sequence[str],
+        self,
+        condition: Mapping[str, Any],
+        real: Any,
+        made: Any,
+        patients: Sequence[str],
         of_training: Sequence[str] | None = None,
-    ) -> Iterator[Row]:  # fmt: skip
+    ) -> Iterator[Row]:
         """Precision and recall, with ``real`` features of held-out patients; ``made`` may be of training patients."""
         suffix = "" if of_training is None else "_training"
         names, all_groups = ("precision", "recall"), (of_training or range(len(made)), patients)
@@ -403,9 +419,13 @@ class GeneratedImages:
         return self._row(condition, "copying_ratio", float(ratio(np.ones(len(distances)))[0]), interval(draws[:, 0]))
 
     def _row(
-        self, condition: Mapping[str, Any], metric: str, value: float, ends: tuple[float, float] | None = None,
+        self,
+        condition: Mapping[str, Any],
+        metric: str,
+        value: float,
+        ends: tuple[float, float] | None = None,
         num: int | None = None,
-    ) -> Row:  # fmt: skip
+    ) -> Row:
         fields = {"table": "generation", "bundle": self.bundle.name, **condition}
         return summary_row(fields, metric, value, ends, self.num_images if num is None else num)
 

@@ -44,9 +44,13 @@ def summary_row(
     """One row of the tables; ``condition`` has the fields of :data:`CONDITION` that apply."""
     low, high = ends or (math.nan, math.nan)
     return {
-        **{name: condition.get(name) for name in CONDITION}, "metric": metric, "value": plain(value),
-        "low": plain(low), "high": plain(high), "num_cases": num_cases,
-    }  # fmt: skip
+        **{name: condition.get(name) for name in CONDITION},
+        "metric": metric,
+        "value": plain(value),
+        "low": plain(low),
+        "high": plain(high),
+        "num_cases": num_cases,
+    }
 
 
 def plain(value: float) -> float | None:
@@ -128,10 +132,20 @@ TABLES = {
 """The tables and their titles."""
 
 _BETTER = {
-    "mse": "lower", "psnr": "higher", "ssim": "higher", "ms_ssim": "higher", "lpips": "lower", "fid": "lower",
-    "kid": "lower", "mmd": "lower", "precision": "higher", "recall": "higher", "disentanglement": "higher",
-    "completeness": "higher", "informativeness": "higher",
-}  # fmt: skip
+    "mse": "lower",
+    "psnr": "higher",
+    "ssim": "higher",
+    "ms_ssim": "higher",
+    "lpips": "lower",
+    "fid": "lower",
+    "kid": "lower",
+    "mmd": "lower",
+    "precision": "higher",
+    "recall": "higher",
+    "disentanglement": "higher",
+    "completeness": "higher",
+    "informativeness": "higher",
+}
 _ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 
 

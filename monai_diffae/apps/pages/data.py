@@ -181,9 +181,17 @@ class ReportData:
         title = "Evaluate the model" if len(bundles) == 1 else "Evaluate the models"
         overwrite = {"overwrite": True} if self.run.overwrite else {}
         self.steps.attempt(
-            title, "evaluate", out=folder / "evaluation", bundle=list(bundles), cohort=self.cohort, **_EVALUATION,
-            split=split or "train", not_held_out=split is None, device=self.run.device, **overwrite,
-        )  # fmt: skip
+            title,
+            "evaluate",
+            out=folder / "evaluation",
+            bundle=list(bundles),
+            cohort=self.cohort,
+            **_EVALUATION,
+            split=split or "train",
+            not_held_out=split is None,
+            device=self.run.device,
+            **overwrite,
+        )
         self._keep("evaluation")
 
     def collect(self, *, evaluates: bool = True) -> None:
@@ -193,14 +201,24 @@ class ReportData:
             for target in self.predicted[:_MOST_EDITED_TARGETS] if self.uses_z_sem else ():
                 self._edit(target)
             if self.uses_z_sem and not self.predicted:
-                self._attempt("traversal", "Traverse the main directions", "traverse", bundle=self.bundle,
-                              embeddings=self.embeddings)  # fmt: skip
+                self._attempt(
+                    "traversal",
+                    "Traverse the main directions",
+                    "traverse",
+                    bundle=self.bundle,
+                    embeddings=self.embeddings,
+                )
             (self.folder / CONFLICTS).unlink(missing_ok=True)
             if len(self.conflicts):
                 write_csv(self.folder / CONFLICTS, self.conflicts)
             if evaluates and self.labels:
-                self._attempt("associations", "Find what goes with what", "associate", embeddings=self.embeddings,
-                              variables=self.labels)  # fmt: skip
+                self._attempt(
+                    "associations",
+                    "Find what goes with what",
+                    "associate",
+                    embeddings=self.embeddings,
+                    variables=self.labels,
+                )
             if evaluates:
                 self.evaluate([self.bundle], self.folder)
         if (models_folder(self.bundle) / LATENT_MODEL).is_file():
@@ -224,21 +242,38 @@ class ReportData:
         if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened, **wide):
             return
         self._attempt(
-            "reconstructions", "Reconstruct scans", "reconstruct", **self._opened, mode="both", grid="model",
+            "reconstructions",
+            "Reconstruct scans",
+            "reconstruct",
+            **self._opened,
+            mode="both",
+            grid="model",
             cases=list(cases) or self.shown_cases,
-        )  # fmt: skip
+        )
         self._attempt("neighbors", "Find similar scans and outliers", "neighbors", embeddings=self.embeddings)
         if self.labels:
             self._attempt(
-                "probe", "Predict the labels", "probe", embeddings=self.embeddings, targets=self.labels,
-                probes=["linear"], skip_few_labels=True, nuisance=self.topics.scanner, **self._evaluation,
-                **self._baselines, **({"features": ["z", "wide"]} if wide else {}),
-            )  # fmt: skip
+                "probe",
+                "Predict the labels",
+                "probe",
+                embeddings=self.embeddings,
+                targets=self.labels,
+                probes=["linear"],
+                skip_few_labels=True,
+                nuisance=self.topics.scanner,
+                **self._evaluation,
+                **self._baselines,
+                **({"features": ["z", "wide"]} if wide else {}),
+            )
         if self.topics.repeat is not None:
             self._attempt(
-                "reliability", "Tell patients and scanners apart", "reliability", embeddings=self.embeddings,
-                repeat=self.topics.repeat, scanner=self.topics.scanner,
-            )  # fmt: skip
+                "reliability",
+                "Tell patients and scanners apart",
+                "reliability",
+                embeddings=self.embeddings,
+                repeat=self.topics.repeat,
+                scanner=self.topics.scanner,
+            )
 
     @property
     def _evaluation(self) -> dict[str, Any]:
@@ -265,14 +300,23 @@ class ReportData:
         name = safe_id(target)
         direction = self.folder / "directions" / f"{name}.json"
         fitted = self._attempt(
-            f"directions/{name}.json", f"Find the direction of {target}", "fit-direction", embeddings=self.embeddings,
-            target=target, positive=find_positive(self.table, target),
-        )  # fmt: skip
+            f"directions/{name}.json",
+            f"Find the direction of {target}",
+            "fit-direction",
+            embeddings=self.embeddings,
+            target=target,
+            positive=find_positive(self.table, target),
+        )
         if fitted is not None and not fitted.direction.may_be_chance:
             self._attempt(
-                f"edits/{name}", f"Edit scans along {target}", "edit", **self._opened, direction=direction,
-                captions=[target], cases=self._examples(target, _NUM_EDITED),
-            )  # fmt: skip
+                f"edits/{name}",
+                f"Edit scans along {target}",
+                "edit",
+                **self._opened,
+                direction=direction,
+                captions=[target],
+                cases=self._examples(target, _NUM_EDITED),
+            )
 
     def _generate(self) -> None:
         samples = self._attempt(
@@ -280,9 +324,12 @@ class ReportData:
         )
         if samples is not None and self.result("embeddings") is not None:
             self._attempt(
-                "samples_neighbors", "Find the cases nearest to the synthetic images", "neighbors",
-                embeddings=self.embeddings, queries=self.folder / "samples" / "generated.parquet",
-            )  # fmt: skip
+                "samples_neighbors",
+                "Find the cases nearest to the synthetic images",
+                "neighbors",
+                embeddings=self.embeddings,
+                queries=self.folder / "samples" / "generated.parquet",
+            )
 
     def _attempt(self, name: str, title: str, command: str, **arguments: Any) -> Any:
         """Run a step whose results go to ``folder / name``."""

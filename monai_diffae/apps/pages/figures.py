@@ -19,10 +19,19 @@ _VARIABLES = {_INK: "muted", _LINE: "line", _SURFACE: "surface"} | {each: f"c{i}
 _DASHES, _MARKERS = ("-", (0, (4, 2)), ":", "-."), "osD^"
 _MOST_POINTS = 400
 _SETTINGS: Any = {
-    "svg.fonttype": "none", "svg.hashsalt": "monai_diffae", "font.size": 12, "axes.edgecolor": _INK,
-    "grid.color": _LINE, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "monai_diffae",
+    "font.size": 12,
+    "axes.edgecolor": _INK,
+    "grid.color": _LINE,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,16 @@ def _draw(panel: Any, series: Series, number: int) -> None:
     marker = _MARKERS[number % 4] if series.has_markers else None
     keep = np.isfinite(y)
     panel.plot(
-        x[keep], y[keep], color=colour, linestyle=_DASHES[number % 4], marker=marker, markersize=7,
-        markeredgecolor=_SURFACE, linewidth=2, label=series.name,
-    )  # fmt: skip
+        x[keep],
+        y[keep],
+        color=colour,
+        linestyle=_DASHES[number % 4],
+        marker=marker,
+        markersize=7,
+        markeredgecolor=_SURFACE,
+        linewidth=2,
+        label=series.name,
+    )
     if series.low is not None and series.high is not None:
         panel.vlines(x, *(np.asarray(ends, float)[::step] for ends in (series.low, series.high)), color=colour)
 

@@ -27,9 +27,15 @@ def map_data(data: ReportData, thumbnails: Mapping[str, str]) -> dict[str, Any]:
     ids = data.table["id"].astype(str).tolist()
     shown = {name: thumbnails[name] for name in ids if name in thumbnails}
     return {
-        "ids": ids, "x": _digits(places[:, 0]), "y": _digits(places[:, 1]), "axes": axes, "labels": _labels(data),
-        "thumbnails": shown, "neighbors": _neighbors(data), "first": None if unusual is None else ids.index(unusual),
-    }  # fmt: skip
+        "ids": ids,
+        "x": _digits(places[:, 0]),
+        "y": _digits(places[:, 1]),
+        "axes": axes,
+        "labels": _labels(data),
+        "thumbnails": shown,
+        "neighbors": _neighbors(data),
+        "first": None if unusual is None else ids.index(unusual),
+    }
 
 
 def outliers(data: ReportData) -> pd.DataFrame:

@@ -117,14 +117,21 @@ def page_result(
     """The result of a command that ran others and wrote a page: what it found, and what can be done next."""
     failed = [outcome.step.title for outcome in outcomes if outcome.result is None]
     steps = [
-        {"command": each.step.line, "seconds": round(each.seconds, 1), "error": each.error,
-         "figures": None if each.result is None else each.result.json()}
+        {
+            "command": each.step.line,
+            "seconds": round(each.seconds, 1),
+            "error": each.error,
+            "figures": None if each.result is None else each.result.json(),
+        }
         for each in outcomes
-    ]  # fmt: skip
+    ]
     notes = [f"{each['text']} {each['advice']}".strip() for each in answers if not each["text"].startswith("Omitted")]
     size = page.stat().st_size
     return Result(
-        page.parent, {"bytes": size, "steps": steps}, notes, f"omitted: {', '.join(failed)}" if failed else None,
+        page.parent,
+        {"bytes": size, "steps": steps},
+        notes,
+        f"omitted: {', '.join(failed)}" if failed else None,
         [f"open {page} ({size / 1e6:.1f} MB)", *(f"{why}\n  {line}" for why, line in next_lines)],
         content={"page": page, "outcomes": outcomes, "next_lines": next_lines},
-    )  # fmt: skip
+    )

@@ -16,20 +16,35 @@ Row = Mapping[str, Any]
 
 _LEAST = {"auroc": 0.3, "r2": -0.2}
 _TABLES = {
-    "reconstruction": "From both codes", "z_sem_only": "From z_sem alone", "generation": "Synthetic images",
+    "reconstruction": "From both codes",
+    "z_sem_only": "From z_sem alone",
+    "generation": "Synthetic images",
     "z_sem": "z_sem itself",
-}  # fmt: skip
+}
 _NAMES = {
-    "mse": "MSE ↓", "psnr": "PSNR (dB) ↑", "ssim": "SSIM ↑", "ms_ssim": "MS-SSIM ↑", "lpips": "LPIPS ↓",
-    "fid": "FID ↓", "kid": "KID ↓", "mmd": "MMD ↓", "precision": "precision ↑", "recall": "recall ↑",
-    "x_T_std": "std of x_T (noise: 1)", "x_T_neighbor_correlation": "neighbor correlation of x_T (noise: 0)",
-    "diversity": "diversity", "copying_ratio": "copying ratio", "z_sem_usage": "use of z_sem ↑", "dims": "dimensions",
-    "active": "active dimensions", "participation_ratio": "participation ratio",
+    "mse": "MSE ↓",
+    "psnr": "PSNR (dB) ↑",
+    "ssim": "SSIM ↑",
+    "ms_ssim": "MS-SSIM ↑",
+    "lpips": "LPIPS ↓",
+    "fid": "FID ↓",
+    "kid": "KID ↓",
+    "mmd": "MMD ↓",
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "x_T_std": "std of x_T (noise: 1)",
+    "x_T_neighbor_correlation": "neighbor correlation of x_T (noise: 0)",
+    "diversity": "diversity",
+    "copying_ratio": "copying ratio",
+    "z_sem_usage": "use of z_sem ↑",
+    "dims": "dimensions",
+    "active": "active dimensions",
+    "participation_ratio": "participation ratio",
     "dims_for_95_percent": "dimensions for 95 % of the variance",
     "collapse_effective_rank": "collapse (0: none, 1: a line)",
     "collapse_centroid_similarity": "similarity of the classes' centres",
     "collapse_separation": "overlap of classes (1: they are one)",
-}  # fmt: skip
+}
 _FEWEST_CASES, _OF_CASES = 10, ("reconstruction", "z_sem_only")  # for figures of a whole set; tables of single cases
 _COMPARED = ("psnr", "ssim", "ms_ssim", "lpips", "fid", "kid", "precision", "recall")
 _DRAWN = {"reconstruction": ("psnr", "ssim", "lpips", "x_T_std"), "z_sem_only": ("ssim", "lpips", "diversity")}
@@ -63,11 +78,15 @@ def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:
     metric, score, low, high = row["metric"], row["score"], row["low"], row["high"]
     limits = (_LEAST.get(metric, min(0.0, score)), 1.0)
     return {
-        "label": row["target"], "model": model.name, "probe": _probe_name(row["probe"], row["features"]),
-        "metric": METRIC_NAMES[metric], "score": number(score), "patients": f"{row['num_patients']:,}",
+        "label": row["target"],
+        "model": model.name,
+        "probe": _probe_name(row["probe"], row["features"]),
+        "metric": METRIC_NAMES[metric],
+        "score": number(score),
+        "patients": f"{row['num_patients']:,}",
         "interval": "" if low is None else f"({number(low)} to {number(high)})",
         "mark": interval_mark(score, low, high, limits, CHANCE.get(metric, 0.0)),
-    }  # fmt: skip
+    }
 
 
 def _probe_name(probe: str, features: str) -> str:
@@ -187,8 +206,11 @@ def _differences(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
             continue
         reach = max(abs(value), abs(low or 0), abs(high or 0)) or 1.0
         yield {
-            **row, "of": _TABLES.get(row["table"], row["table"]), "metric": _NAMES[row["metric"]],
-            "is_clear": low is not None and (low > 0 or high < 0), "value": f"{value:+.3g}",
+            **row,
+            "of": _TABLES.get(row["table"], row["table"]),
+            "metric": _NAMES[row["metric"]],
+            "is_clear": low is not None and (low > 0 or high < 0),
+            "value": f"{value:+.3g}",
             "interval": "" if low is None else f"{low:+.3g} to {high:+.3g}",
             "mark": interval_mark(value, low, high, (-reach, reach), 0.0),
-        }  # fmt: skip
+        }

@@ -100,8 +100,10 @@ class Report:
             "title": " and ".join([*([", ".join(names[:-1])] if self.is_comparison else []), names[-1]]),
             "answers": [] if self.is_comparison else _answers(self.models[0]),
             "tiles": tiles if self.is_comparison else _tiles(self.models[0]),
-            "sections": list(filter(None, sections)), "is_comparison": self.is_comparison, "version": __version__,
-        }  # fmt: skip
+            "sections": list(filter(None, sections)),
+            "is_comparison": self.is_comparison,
+            "version": __version__,
+        }
 
 
 def _answers(model: ReportData) -> list[dict[str, str]]:
@@ -211,12 +213,14 @@ def model_section(report: Report) -> Section:
 def _model_row(model: ReportData) -> dict[str, Any]:
     summary, curves = model.result("info").figures, _curves_of(model)
     row = {
-        "model": model.name, "z_sem": summary["z_channels"], "images": _size(summary),
+        "model": model.name,
+        "z_sem": summary["z_channels"],
+        "images": _size(summary),
         "parameters": f"{summary['parameters']:,}",
         "images seen": None if curves is None else f"{curves['images_seen'].max():,.0f}",
         "use of z_sem": number(summary.get("z_sem_usage")),
         "decoding": f"{summary['steps']} steps of {summary['solver']}",
-    }  # fmt: skip
+    }
     if model.result("reconstructions") is not None:
         means = model.result("reconstructions").means
         row |= {"PSNR, both codes": f"{means['psnr_x_T']:.1f}", "PSNR, z_sem alone": f"{means['psnr_z_sem']:.1f}"}
@@ -228,11 +232,12 @@ def _model_facts(model: ReportData) -> dict[str, Any]:
     description = read_description(model_file(model.bundle))
     facts = {
         "images": f"{_size(summary)}, {summary['spatial_dims']}D, {counted(summary.get('in_channels', 1), 'channel')}",
-        "intensities": summary.get("intensity"), "z_sem": f"{summary['z_channels']} numbers",
+        "intensities": summary.get("intensity"),
+        "z_sem": f"{summary['z_channels']} numbers",
         "parameters": f"{summary['parameters']:,}",
         "decoding": f"{summary['steps']} steps of {summary['solver']}, inversion in {summary['invert_steps']} steps",
         "SHA-256 of the model": f"{summary['sha256'][:16]}…",
-    }  # fmt: skip
+    }
     training = {}
     if curves is not None:
         last = curves.iloc[-1]
@@ -253,9 +258,10 @@ def _cohort_rows(cases: pd.DataFrame) -> list[dict[str, Any]]:
     """Cases, patients and labels of each split."""
     splits = cases["split"].astype(str) if "split" in cases else pd.Series("all", index=cases.index)
     labels = [  # few classes, or numbers; other text may be names
-        name for name in label_columns(cases)[:6]
+        name
+        for name in label_columns(cases)[:6]
         if pd.api.types.is_numeric_dtype(cases[name]) or cases[name].nunique() <= 12
-    ]  # fmt: skip
+    ]
     rows = []
     for name in [each for each in ("train", "val", "test", "all") if each in set(splits)]:
         part = cases[splits == name]
@@ -342,10 +348,12 @@ def reconstruction_section(report: Report) -> Section | None:
         for case_id, strips in shown
     ]
     values = {
-        "lead": f"{_held_out(models[0])} {lead}", "titles": [title for title, *_ in panels], "cases": shown_cases,
+        "lead": f"{_held_out(models[0])} {lead}",
+        "titles": [title for title, *_ in panels],
+        "cases": shown_cases,
         "is_volumes": any("axial" in case["counts"] for case in shown_cases),
         "limit": None if report.is_comparison else f"{LIMIT:.0%}",
-    }  # fmt: skip
+    }
     return report.section("reconstructions", "Reconstructions", ["reconstructions"], values)
 
 
@@ -399,9 +407,10 @@ def probe_section(report: Report) -> Section | None:
         return None
     models = [model for model in report.models if model.result("probe") is not None]
     values = {
-        "is_comparison": report.is_comparison, "rows": probe_rows(models),
+        "is_comparison": report.is_comparison,
+        "rows": probe_rows(models),
         "charts": calibration_charts(models, is_named=report.is_comparison),
-    }  # fmt: skip
+    }
     return report.section("probes", "What z_sem knows: probes", ["probe"], values)
 
 
@@ -419,14 +428,16 @@ def scanner_section(report: Report) -> Section | None:
         "chance": number(rows[0]["nuisance_chance"]) if rows else None,
         "rows": [
             {
-                "label": row["target"], "features": row["features"], "metric": row["metric"],
+                "label": row["target"],
+                "features": row["features"],
+                "metric": row["metric"],
                 "score": number(row["score"]),
                 "of a scanner not fitted to": _cell(row, "left_out_score", "left_out_low", "left_out_high"),
                 "accuracy of the scanner": _cell(row, *(f"nuisance_accuracy{end}" for end in ("", "_low", "_high"))),
             }
             for row in rows
         ],
-    }  # fmt: skip
+    }
     return report.section("scanner", "Is it the scanner?", ["reliability"], values)
 
 
@@ -448,13 +459,16 @@ def association_section(report: Report) -> Section | None:
     if (result := model.result("associations")) is not None:
         rows = [
             {
-                "label": f"{row['variable']} ({row['contrast']})", "component": row["component"],
-                "effect": _cell(row, "effect"), "share": f"{row['share']:.1%}", "p": number(row["p"], 2),
+                "label": f"{row['variable']} ({row['contrast']})",
+                "component": row["component"],
+                "effect": _cell(row, "effect"),
+                "share": f"{row['share']:.1%}",
+                "p": number(row["p"], 2),
                 "q": number(row["q"], 2),
             }
             for row in result.strongest
             if row["q"] is not None and row["q"] < _LEVEL
-        ]  # fmt: skip
+        ]
         picture = model.folder / "associations" / "associations.png"
         values = {"rows": rows, "picture": picture, "tests": result.num_tests, "found": result.num_significant}
     return report.section("associations", "What goes with what: components", ["associations"], values)
@@ -567,10 +581,21 @@ def explain_section(report: Report) -> Section | None:
 
 
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
-    conflict_section, probe_section, scanner_section, association_section, edit_section, explain_section, map_section,
-    outlier_section, reconstruction_section, sample_section, quality_section, model_section, curve_section,
+    conflict_section,
+    probe_section,
+    scanner_section,
+    association_section,
+    edit_section,
+    explain_section,
+    map_section,
+    outlier_section,
+    reconstruction_section,
+    sample_section,
+    quality_section,
+    model_section,
+    curve_section,
     failure_section,
-)  # fmt: skip
+)
 """All sections, in the order of the page."""
 
 

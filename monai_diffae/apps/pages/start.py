@@ -106,9 +106,13 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
     logger.info("\nWrite the page")
     next_lines, values = list(first.next_lines(data)), sections.Report([data]).values()
     page = html.write_page(
-        out / "index.html", "start.html", **values, summary=summary, next_lines=next_lines,
+        out / "index.html",
+        "start.html",
+        **values,
+        summary=summary,
+        next_lines=next_lines,
         outcomes=first.steps.with_earlier(),
-    )  # fmt: skip
+    )
     return page_result(page, first.steps.outcomes, values["answers"], next_lines)
 
 
@@ -150,9 +154,15 @@ class FirstHour:
         # a 3D model would see too few volumes, while a 2D model has many slices
         are_few = listed.appearance.of_dims(3) and listed.listing.num_patients < _FEW_PATIENTS
         plan = self.steps.prepare(
-            "Plan the training", "plan", cohort=self.table, minutes=self.hour.minutes, colour=colour,
-            device=self.hour.device, sequences=self.hour.sequences, **(_SLICES if are_few else {}),
-        ).plan  # fmt: skip
+            "Plan the training",
+            "plan",
+            cohort=self.table,
+            minutes=self.hour.minutes,
+            colour=colour,
+            device=self.hour.device,
+            sequences=self.hour.sequences,
+            **(_SLICES if are_few else {}),
+        ).plan
         is_known = are_patients_known(listed.listing.cases)
         patients = f" of {counted(listed.listing.num_patients, 'patient')}" if is_known else ""
         summary = [
@@ -164,9 +174,12 @@ class FirstHour:
             *plan.time_lines(),
         ]
         self.record = {
-            "request": request, "bundle": plan.bundle, "settings": plan.settings, "summary": summary,
+            "request": request,
+            "bundle": plan.bundle,
+            "settings": plan.settings,
+            "summary": summary,
             "is_trained": False,
-        }  # fmt: skip
+        }
 
     def _list(self) -> Any:
         """List the scans, with twins as one patient unless they are in different splits."""
@@ -213,9 +226,14 @@ class FirstHour:
         if self.record["is_trained"]:
             return
         self.steps.prepare(
-            "Train", "train", bundle=self.model, cohort=self.table, minutes=self.hour.minutes, device=self.hour.device,
+            "Train",
+            "train",
+            bundle=self.model,
+            cohort=self.table,
+            minutes=self.hour.minutes,
+            device=self.hour.device,
             overrides={key: value for key, value in self.record["settings"].items() if key not in speeds.TIME_KEYS},
-        )  # fmt: skip
+        )
         self.record["is_trained"] = True
         write_json(self.out / "start.json", self.record)
 
@@ -247,9 +265,12 @@ class FirstHour:
             yield why, command_line("init", {"out": f"{self.out}_{name}", "bundle": name})
         elif not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts):
             longer = {
-                "cohort": self.table, "out": f"{self.out}_longer", "minutes": 60, "targets": list(self.hour.targets),
+                "cohort": self.table,
+                "out": f"{self.out}_longer",
+                "minutes": 60,
+                "targets": list(self.hour.targets),
                 "device": self.hour.device,
-            }  # fmt: skip
+            }
             yield "Train a better model, for an hour:", command_line("start", longer)
 
 

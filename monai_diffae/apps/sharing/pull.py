@@ -84,9 +84,11 @@ def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) ->
             info = hub.model_info(repo, revision=revision)
             commit = info.sha  # all files are those of one commit
             _get_files(
-                repo, [file.rfilename for file in info.siblings or ()], folder,
+                repo,
+                [file.rfilename for file in info.siblings or ()],
+                folder,
                 lambda name: hub.hf_hub_download(repo, name, revision=commit, local_dir=folder),
-            )  # fmt: skip
+            )
         return commit, _checked(folder / MODEL, sha256)
     if revision is not None:
         raise ConfigError("revision: a zip file has none; omit it, or give the repository as owner/name")
@@ -170,8 +172,9 @@ def _checksums(folder: Path) -> dict[str, str]:
     files = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or path.is_file()]
     return {
         path.relative_to(folder).as_posix(): file_checksum(path) if path.is_file() else ""
-        for path in files if path.name not in _SYSTEM_FILES
-    }  # fmt: skip
+        for path in files
+        if path.name not in _SYSTEM_FILES
+    }
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -110,10 +110,17 @@ def associate(
     if export.phenotypes:
         _check_names(cases, export.iid)
     made_from = {
-        "embeddings": file_checksum(embeddings), "variables": names, "covariates": list(covariates),
-        "kinds": dict(kinds), "components": len(cases.axes.stds), "split": choice.split, "logistic": logistic,
-        "rank_normal": rank_normal, "export": asdict(export), "dpi": writing.dpi,
-    }  # fmt: skip
+        "embeddings": file_checksum(embeddings),
+        "variables": names,
+        "covariates": list(covariates),
+        "kinds": dict(kinds),
+        "components": len(cases.axes.stds),
+        "split": choice.split,
+        "logistic": logistic,
+        "rank_normal": rank_normal,
+        "export": asdict(export),
+        "dpi": writing.dpi,
+    }
     analysis = _Analysis(cases, names, list(covariates), dict(kinds), logistic, rank_normal)
     files = [_PHENOTYPES, *([_COVARIATES] if covariates else [])] if export.phenotypes else []
     results = [out / "associations.csv", *writing.files(out / "associations.png"), *(out / name for name in files)]
@@ -121,9 +128,11 @@ def associate(
     figures, skipped = run_once("associate", out, results, made_from, make, overwrite=writing.overwrite)
     found = figures["components"][:_MOST_PICTURED]
     images = {
-        "bundle": bundle or Path("my_bundle"), "embeddings": embeddings, "out": out / "traversed",
+        "bundle": bundle or Path("my_bundle"),
+        "embeddings": embeddings,
+        "out": out / "traversed",
         "components": sorted(found),
-    }  # fmt: skip
+    }
     if found and bundle is not None:
         find_command("traverse").load()(**images, overwrite=writing.overwrite)
     following = [f"next: {command_line('traverse', images)}"] if found and bundle is None else []
@@ -170,8 +179,10 @@ class _Analysis:
         rows = pd.concat(parts, ignore_index=True)
         rows.insert([*rows].index("p") + 1, "q", association.q_values(rows["p"]))
         if num_unknown := int(rows["p"].isna().sum()):
-            logger.warning("%s without estimate (constant component, or classes that are separated): see "
-                           "associations.csv", counted(num_unknown, "test"))  # fmt: skip
+            logger.warning(
+                "%s without estimate (constant component, or classes that are separated): see associations.csv",
+                counted(num_unknown, "test"),
+            )
         write_csv(out / "associations.csv", rows)
         writing.write(out / "associations.png", pictures.draw_associations(rows, _LEVEL))
         if export.phenotypes:
@@ -180,12 +191,13 @@ class _Analysis:
         ranked = rows.sort_values("p", kind="stable")
         significant = ranked[ranked["q"] < _LEVEL]
         return {
-            "num_tests": int(rows["p"].notna().sum()), "num_significant": len(significant),
+            "num_tests": int(rows["p"].notna().sum()),
+            "num_significant": len(significant),
             "components": [int(number) for number in dict.fromkeys(significant["component"])],
             "by_variable": {str(name): int((each["q"] < _LEVEL).sum()) for name, each in rows.groupby("variable")},
             "strongest": ranked.head(_MOST_SHOWN).replace({np.nan: None}).to_dict("records"),
             "omitted_variables": omitted,
-        }  # fmt: skip
+        }
 
     def _rows(self, name: str) -> pd.DataFrame:
         """The rows of the table about one variable."""
@@ -210,12 +222,19 @@ class _Analysis:
         )
         contrast = f"{len(classes)} classes" if classes else f"per {scale:.4g}"
         contrast = f"{classes[1]} - {classes[0]}" if len(classes) == 2 else contrast
-        return pd.DataFrame({
-            "variable": name, "contrast": contrast, "model": "logistic" if is_logistic else "linear",
-            "component": range(1, scores.shape[1] + 1),
-            "explained": self.cases.axes.explained, **asdict(found), "num_cases": len(kept),
-            "num_patients": len(np.unique(patients)), "num_missing": len(rows) - len(kept),
-        })  # fmt: skip
+        return pd.DataFrame(
+            {
+                "variable": name,
+                "contrast": contrast,
+                "model": "logistic" if is_logistic else "linear",
+                "component": range(1, scores.shape[1] + 1),
+                "explained": self.cases.axes.explained,
+                **asdict(found),
+                "num_cases": len(kept),
+                "num_patients": len(np.unique(patients)),
+                "num_missing": len(rows) - len(kept),
+            }
+        )
 
     @functools.cached_property
     def _scores(self) -> statistics.Floats:
@@ -239,8 +258,14 @@ class _Analysis:
             values.insert(0, "FID", values["IID"])
             text = values.to_csv(sep="\t", index=False, na_rep="NA", float_format="%.8g")
             write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
-        logger.info("%s: %s, the %s of the scans of each; %d cases without %s are left out", _PHENOTYPES,
-                    counted(names.nunique(), "patient"), export.scans, names.isna().sum(), export.iid)  # fmt: skip
+        logger.info(
+            "%s: %s, the %s of the scans of each; %d cases without %s are left out",
+            _PHENOTYPES,
+            counted(names.nunique(), "patient"),
+            export.scans,
+            names.isna().sum(),
+            export.iid,
+        )
 
     def _covariate(self, name: str) -> pd.DataFrame:
         """The columns of a covariate, without blanks in their names."""
@@ -277,8 +302,12 @@ def _is_large(variable: targets.Target, patients: npt.NDArray[np.str_]) -> npt.N
     if len(counts) < 3:
         return np.ones(len(patients), bool)
     if small := [name for name, count in counts.items() if count < _LEAST_PATIENTS]:
-        logger.warning("variable '%s': classes of fewer than %d patients are left out: %s; join them to keep them",
-                       variable.name, _LEAST_PATIENTS, ", ".join(small))  # fmt: skip
+        logger.warning(
+            "variable '%s': classes of fewer than %d patients are left out: %s; join them to keep them",
+            variable.name,
+            _LEAST_PATIENTS,
+            ", ".join(small),
+        )
     return np.array([*counts.values()])[variable.values] >= _LEAST_PATIENTS
 
 

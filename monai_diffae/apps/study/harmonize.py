@@ -35,9 +35,16 @@ logger = logging.getLogger(__name__)
 
 _NEARLY_COLLINEAR = 0.8  # the association from which nine of ten labels without an effect get one (240 patients)
 _COSTS = [
-    "target", "is_protected", "association", "metric", "before", "after", "difference", "difference_low",
+    "target",
+    "is_protected",
+    "association",
+    "metric",
+    "before",
+    "after",
+    "difference",
+    "difference_low",
     "difference_high",
-]  # fmt: skip
+]
 
 
 @Parameter(name="*", group=Group("Method", sort_key=2))
@@ -109,9 +116,12 @@ def harmonize(
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
     rows = read_repeated(embeddings, scanner=[scanner], protect=method.protect, targets=costs.targets)
     done = {
-        "embeddings": file_checksum(embeddings), "scanner": scanner, "protect": list(method.protect),
-        "empirical_bayes": method.empirical_bayes, "method": "ComBat" if method.empirical_bayes else "CovBat",
-    }  # fmt: skip
+        "embeddings": file_checksum(embeddings),
+        "scanner": scanner,
+        "protect": list(method.protect),
+        "empirical_bayes": method.empirical_bayes,
+        "method": "ComBat" if method.empirical_bayes else "CovBat",
+    }
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
     # another model, so that these cases are never compared with others that were not harmonized
@@ -181,14 +191,21 @@ class _Cases:
         pairs = pd.DataFrame({"scanner": self.scanners, "patient": self.rows["patient"].astype(str)})
         patients = pairs[self.is_fitted].groupby("scanner")["patient"].nunique()
         if patients.min() < 2:
-            raise ConfigError(f"scanner: '{patients.idxmin()}' has training cases of one patient, so harmonizing would "
-                              "remove this patient; add patients, or leave the scanner out")  # fmt: skip
+            raise ConfigError(
+                f"scanner: '{patients.idxmin()}' has training cases of one patient, so harmonizing would "
+                "remove this patient; add patients, or leave the scanner out"
+            )
         if (pairs.drop_duplicates()["patient"].value_counts() < 2).all():
-            logger.warning("no patient was scanned on two scanners: differences between the patients of the scanners "
-                           "are removed, too, except for what the protected columns explain")  # fmt: skip
+            logger.warning(
+                "no patient was scanned on two scanners: differences between the patients of the scanners "
+                "are removed, too, except for what the protected columns explain"
+            )
         if num := self.num_on_both_sides:
-            logger.warning("%s with training and other cases: what ComBat is fitted to is not independent of their "
-                           "other cases, and targets are cross-validated", counted(num, "patient"))  # fmt: skip
+            logger.warning(
+                "%s with training and other cases: what ComBat is fitted to is not independent of their "
+                "other cases, and targets are cross-validated",
+                counted(num, "patient"),
+            )
 
         for name, value in self.confounded.items():
             text = f"protect: '{name}' is associated with the scanner ({value:.2f}), so "
@@ -225,9 +242,13 @@ class _Cases:
     def values(self, features: Features, fitted: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
         """These columns, harmonized by what is fitted to these positions."""
         return harmonization.harmonized(
-            self.rows[self.columns(features)].to_numpy(np.float64), self.scanners, self.covariates, fitted,
-            common_scale=tables.has_common_scale(self.rows, features), empirical_bayes=self.method.empirical_bayes,
-        )  # fmt: skip
+            self.rows[self.columns(features)].to_numpy(np.float64),
+            self.scanners,
+            self.covariates,
+            fitted,
+            common_scale=tables.has_common_scale(self.rows, features),
+            empirical_bayes=self.method.empirical_bayes,
+        )
 
     def harmonized(self) -> pd.DataFrame:
         """The rows with harmonized features, without the columns of a map, which are those of other features."""
@@ -264,9 +285,10 @@ def _costs(cases: _Cases, settings: Costs) -> tuple[pd.DataFrame, dict[str, Any]
     before = FeatureSet.from_values("before", codes, standardise=False)
     features = [replace(before, name="after", extract=lambda train: cases.values("z", train)), before]
     chosen = settings.targets or [
-        name for name in tables.label_columns(rows)
+        name
+        for name in tables.label_columns(rows)
         if name != scanner and labels.reason_against(rows[name].tolist(), name) is None
-    ]  # fmt: skip
+    ]
     evaluation: Literal["cv"] | None = "cv" if cases.num_on_both_sides else None
     both = ProbeSettings(evaluation, seed=settings.seed, kinds={scanner: "classes"})
     linear, origin = replace(both, probes=("linear",), kinds={}), tables.split_origin(rows)
@@ -281,8 +303,12 @@ def _costs(cases: _Cases, settings: Costs) -> tuple[pd.DataFrame, dict[str, Any]
     costs = scores[(scores["features"] == "before") & (scores["target"] != scanner)]
     after = costs["score"] + costs["difference"]
     names = costs["target"]
-    costs = costs.assign(is_protected=names.isin(cases.method.protect), association=names.map(cases.association),
-                         before=costs["score"], after=after)  # fmt: skip
+    costs = costs.assign(
+        is_protected=names.isin(cases.method.protect),
+        association=names.map(cases.association),
+        before=costs["score"],
+        after=after,
+    )
     return scores, {
         "scanners": {"chance": 1 / len(np.unique(cases.scanners)), **accuracies},
         "costs": json.loads(costs[_COSTS].to_json(orient="records")),

@@ -79,10 +79,16 @@ def reliability(
     """
     rows = read_repeated(embeddings, repeat=[repeat], scanner=[scanner] if scanner else [], scores=scores)
     made_from = {
-        "embeddings": file_checksum(embeddings), "repeat": repeat, "scanner": scanner, "features": features,
-        "scores": list(scores), "directions": [file_checksum(path) for path in directions if path.is_file()],
-        "splits": list(splits), "seed": seed, "dpi": writing.dpi,
-    }  # fmt: skip
+        "embeddings": file_checksum(embeddings),
+        "repeat": repeat,
+        "scanner": scanner,
+        "features": features,
+        "scores": list(scores),
+        "directions": [file_checksum(path) for path in directions if path.is_file()],
+        "splits": list(splits),
+        "seed": seed,
+        "dpi": writing.dpi,
+    }
 
     def make() -> Mapping[str, Any]:
         used, num_omitted = _usable(rows, repeat, scanner, splits)
@@ -153,11 +159,15 @@ def _measure(
     varies = np.ptp(values, axis=0) > 1e-9 * np.abs(values).max(axis=0)
     variances = agreement.variance_components(values, patients, scanners)
     is_negative = variances.min(axis=0) < 0
-    measured = pd.DataFrame({
-        "kind": measures.columns.get_level_values(0), "name": measures.columns.get_level_values(1),
-        **agreement.intraclass_correlations(values[design]),
-        **dict(zip(_SHARES, agreement.variance_shares(variances), strict=True)), "is_negative": is_negative,
-    })  # fmt: skip
+    measured = pd.DataFrame(
+        {
+            "kind": measures.columns.get_level_values(0),
+            "name": measures.columns.get_level_values(1),
+            **agreement.intraclass_correlations(values[design]),
+            **dict(zip(_SHARES, agreement.variance_shares(variances), strict=True)),
+            "is_negative": is_negative,
+        }
+    )
     measured.loc[~varies, measured.columns[2:-1]] = np.nan
     shares = pd.DataFrame(
         np.transpose(agreement.total_shares(z, patients, scanners)), _CAUSES, ["share", "low", "high"]
@@ -168,10 +178,14 @@ def _measure(
     return measured, {
         "shares": shares.replace({np.nan: None}).to_dict("index"),
         "fingerprinting": asdict(agreement.fingerprinting(z, patients, repeats, seed)),
-        "median_icc2": float(dimensions["icc2"].median()), "median_icc3": float(dimensions["icc3"].median()),
-        "num_constant": int((~varies).sum()), "num_negative": int((is_negative & varies).sum()),
-        "num_patients": len(design), "num_repeats": design.shape[1], "num_compared": design.size,
-    }  # fmt: skip
+        "median_icc2": float(dimensions["icc2"].median()),
+        "median_icc3": float(dimensions["icc3"].median()),
+        "num_constant": int((~varies).sum()),
+        "num_negative": int((is_negative & varies).sum()),
+        "num_patients": len(design),
+        "num_repeats": design.shape[1],
+        "num_compared": design.size,
+    }
 
 
 def _result(out: Path, figures: Mapping[str, Any], features: str, scanner: str | None, skipped: bool) -> Result:

@@ -71,9 +71,12 @@ def stability(
     models = [StudyCases.open(path, choice) for path in (embeddings, other)]
     pair = _matched(*models)
     made_from = {
-        "embeddings": file_checksum(embeddings), "other": file_checksum(other), **asdict(choice),
-        "seed": seed, "dpi": writing.dpi,
-    }  # fmt: skip
+        "embeddings": file_checksum(embeddings),
+        "other": file_checksum(other),
+        **asdict(choice),
+        "seed": seed,
+        "dpi": writing.dpi,
+    }
 
     def make() -> dict[str, Any]:
         num_unmatched = [len(each.rows) - len(pair[0].rows) for each in models]
@@ -115,12 +118,24 @@ def _measure(pair: tuple[StudyCases, StudyCases], out: Path, seed: int, writing:
     for place, name in enumerate(("first", "second")):
         r2 = representation.explained_variance(scores[place], codes[1 - place], patients, seed)
         value, low, high = r2[:, :-1]
-        parts.append(pd.DataFrame({
-            "model": name, "component": range(1, len(value) + 1), "explained": pair[place].axes.explained,
-            "r2": value, "low": low, "high": high,
-        }))  # fmt: skip
-        figures[name] = {"shared": int((low > _SHARED).sum()), "not_shared": int((high < _SHARED).sum()),
-                         "total": len(value), "share": r2[:, -1].tolist()}  # fmt: skip
+        parts.append(
+            pd.DataFrame(
+                {
+                    "model": name,
+                    "component": range(1, len(value) + 1),
+                    "explained": pair[place].axes.explained,
+                    "r2": value,
+                    "low": low,
+                    "high": high,
+                }
+            )
+        )
+        figures[name] = {
+            "shared": int((low > _SHARED).sum()),
+            "not_shared": int((high < _SHARED).sum()),
+            "total": len(value),
+            "share": r2[:, -1].tolist(),
+        }
     counts = scores[0].shape[1], scores[1].shape[1]
     value, low, high = representation.canonical_correlations(codes[0], codes[1], patients, counts, seed)
     explained = pd.concat(parts, ignore_index=True)
@@ -131,10 +146,13 @@ def _measure(pair: tuple[StudyCases, StudyCases], out: Path, seed: int, writing:
     writing.write(out / "stability.png", pictures.draw_stability(explained, correlations, matrix))
     log_to_open_run({}, [out / "stability.png"], "stability")
     return {
-        **figures, "procrustes": representation.procrustes(codes[0], codes[1], patients, seed).tolist(),
-        "canonical": value.tolist(), "cka": representation.linear_cka(codes[0], codes[1]),
-        "num_cases": len(codes[0]), "num_patients": len(np.unique(patients)),
-    }  # fmt: skip
+        **figures,
+        "procrustes": representation.procrustes(codes[0], codes[1], patients, seed).tolist(),
+        "canonical": value.tolist(),
+        "cka": representation.linear_cka(codes[0], codes[1]),
+        "num_cases": len(codes[0]),
+        "num_patients": len(np.unique(patients)),
+    }
 
 
 def _sentences(figures: Mapping[str, Any]) -> list[str]:

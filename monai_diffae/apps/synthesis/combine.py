@@ -189,10 +189,13 @@ class Combination(Mixture, Moves):
     def made_from(self) -> dict[str, Any]:
         """What the image depends on; directions by their strengths only, as their files have checksums."""
         return {
-            "blend": self.blend, "weight": self.weight, "noise_of": self.noise_of, "noise_seed": self.noise_seed,
+            "blend": self.blend,
+            "weight": self.weight,
+            "noise_of": self.noise_of,
+            "noise_seed": self.noise_seed,
             "strengths": list(self.directions.values()),
             "components": {str(number): strength for number, strength in self.components.items()},
-        }  # fmt: skip
+        }
 
     def codes(
         self, case: str, opened: Mapping[str, bundles.ModelCase], axes: Axes

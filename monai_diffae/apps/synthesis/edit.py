@@ -162,11 +162,18 @@ def edit(
     cases = session.choose(choice)
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
     made_from = session.made_from(
-        cases, uses_masks=True, strengths=strengths, along=along, detail=output.detail, dicom=output.dicom,
-        captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
-        watch=[file_checksum(file) for file in measurements.watch], direction=file_checksum(direction),
+        cases,
+        uses_masks=True,
+        strengths=strengths,
+        along=along,
+        detail=output.detail,
+        dicom=output.dicom,
+        captions=list(output.captions),
+        patients=json_digest([case.patient for case in cases]),
+        watch=[file_checksum(file) for file in measurements.watch],
+        direction=file_checksum(direction),
         embeddings=None if embeddings is None else file_checksum(embeddings),
-    )  # fmt: skip
+    )
     results = [out / name for name in ("edits.csv", "edits.png", "images", "differences")]
 
     def make() -> Mapping[str, Any]:
@@ -208,8 +215,9 @@ class _Edits:
         if not self.session.encoder_sees_decoded_images:
             logger.warning(
                 "the encoder sees %s, which an edit does not change: prediction, achieved, identity and drift are "
-                "not measured", self.session.encoder_key,
-            )  # fmt: skip
+                "not measured",
+                self.session.encoder_key,
+            )
         for name in ("images", "differences"):
             remove_images(self.folder / name)
         edited: list[pd.DataFrame] = []
@@ -227,11 +235,13 @@ class _Edits:
         titles = strength_titles(self.strengths)
         draw_changes(self.folder / "edits.png", shown, titles, self.session.trained)
         return {
-            "num_cases": len(read.cases), "num_failed": len(read.failures),
-            "monotone": _monotone_share(table, self.direction.kind), "achieved": _achieved_share(table),
+            "num_cases": len(read.cases),
+            "num_failed": len(read.failures),
+            "monotone": _monotone_share(table, self.direction.kind),
+            "achieved": _achieved_share(table),
             **{str(name): share for name, share in table.filter(regex=f"^{_SHARE}").mean().dropna().items()},
             **mean_shares(table),
-        }  # fmt: skip
+        }
 
     def _edit(self, coded: sessions.CodedCase) -> tuple[pd.DataFrame, torch.Tensor, torch.Tensor]:
         """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""

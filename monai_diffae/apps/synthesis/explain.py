@@ -139,10 +139,19 @@ def explain(
     pictures.check_captions(output.captions, {name for case in cases for name in case.labels})
     fast, fast_sha256 = search_inferer(trained)
     made_from = session.made_from(
-        cases, uses_masks=True, explained=checksum(model), embeddings=file_checksum(embeddings),
-        searched_with=fast_sha256, **asdict(interface), **asdict(search), limit=limit, detail=output.detail,
-        dicom=output.dicom, captions=list(output.captions), patients=json_digest([case.patient for case in cases]),
-    )  # fmt: skip
+        cases,
+        uses_masks=True,
+        explained=checksum(model),
+        embeddings=file_checksum(embeddings),
+        searched_with=fast_sha256,
+        **asdict(interface),
+        **asdict(search),
+        limit=limit,
+        detail=output.detail,
+        dicom=output.dicom,
+        captions=list(output.captions),
+        patients=json_digest([case.patient for case in cases]),
+    )
     made_from |= {"paste": {name: file_checksum(Path(file)) for name, file in search.paste.items()}}
     made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the record
 
@@ -164,9 +173,12 @@ def explain(
             decisions = [value > fitting.middle for value, _ in surveyed]
             rows = balanced_rows(strata(read.cases, decisions), limit, search.seed)
         pasted = shortcuts.summarise(
-            [tests for _, tests in surveyed], [value for value, _ in surveyed], fitting.middle,
-            [case.patient for case in read.cases], search.seed,
-        )  # fmt: skip
+            [tests for _, tests in surveyed],
+            [value for value, _ in surveyed],
+            fitting.middle,
+            [case.patient for case in read.cases],
+            search.seed,
+        )
         for name in markers.keys() - {row["label"] for row in pasted}:
             logger.warning("paste: all %d scored scans look as if %s was pasted already", len(surveyed), name)
         figures = _Explanations(finder, store, out, output, markers).run(read, rows, pasted)
@@ -246,9 +258,15 @@ class _Explanations:
         reached = table[table["reached"]]
         medians = {name: float(reached[name].median()) if len(reached) else None for name in ("distance", "mse")}
         return {
-            "num_cases": len(cases), "num_reached": len(reached), "num_failed": len(read.failures) + len(failures),
-            **medians, **edit.mean_shares(reached), "labels": labels, "shortcuts": tested, "omitted_labels": omitted,
-        }  # fmt: skip
+            "num_cases": len(cases),
+            "num_reached": len(reached),
+            "num_failed": len(read.failures) + len(failures),
+            **medians,
+            **edit.mean_shares(reached),
+            "labels": labels,
+            "shortcuts": tested,
+            "omitted_labels": omitted,
+        }
 
     def _explain(self, read: sessions.ReadCases, rows: Sequence[int], test: shortcuts.DirectTest) -> None:
         """Explain the cases that an interrupted run has not explained."""

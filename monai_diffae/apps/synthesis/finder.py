@@ -136,9 +136,14 @@ class Reference:
                 if name not in {*search.labels, *search.positive} and (reason := reason_against(values, name)):
                     raise ConfigError(reason)
                 fitted = latents.fit_direction(
-                    z_train, values, target=name, model=model, groups=patients, seed=search.seed,
+                    z_train,
+                    values,
+                    target=name,
+                    model=model,
+                    groups=patients,
+                    seed=search.seed,
                     positive=search.positive.get(name),
-                )  # fmt: skip
+                )
                 if fitted.may_be_chance:
                     raise ConfigError(f"label '{name}': z_sem may not predict it ({fitted.score_text}), so omit it")
                 directions.append(fitted)
@@ -152,9 +157,12 @@ class Reference:
         """The p-values (N,) of z_sem (N, D) among the training cases."""
         reference = self.training["patient"].tolist()
         return latents.outlier_scores(
-            z_sem, tables.z_matrix(self.training), k=min(_NUM_NEIGHBORS, len(set(reference)) - 1),
-            groups=[self.key.hash(patient) for patient in patients], reference_groups=reference,
-        ).p_values  # fmt: skip
+            z_sem,
+            tables.z_matrix(self.training),
+            k=min(_NUM_NEIGHBORS, len(set(reference)) - 1),
+            groups=[self.key.hash(patient) for patient in patients],
+            reference_groups=reference,
+        ).p_values
 
 
 @dataclass(frozen=True)
@@ -241,12 +249,18 @@ class Finder:
         distances = [float(found.change.norm()) * fraction for fraction in (*_FRACTIONS, length)]
         scores = [score_of(each) for each in (*values, value)]
         row: dict[str, Any] = {
-            "id": coded.case.id, "score": score_of(start), "to": score_of(target), "counterfactual": scores[-1],
-            "reached": reached, "distance": distances[-1],
+            "id": coded.case.id,
+            "score": score_of(start),
+            "to": score_of(target),
+            "counterfactual": scores[-1],
+            "reached": reached,
+            "distance": distances[-1],
             "mse": float((self._seen(coded, difference) - coded.image).square().mean()),
-            "search_score": score_of(found.value), "exact_score": scores[_FRACTIONS.index(1.0)],
-            "gradients": found.steps, "is_flat": found.is_flat,
-        }  # fmt: skip
+            "search_score": score_of(found.value),
+            "exact_score": scores[_FRACTIONS.index(1.0)],
+            "gradients": found.steps,
+            "is_flat": found.is_flat,
+        }
         z_sem = self._encoded(coded, difference, distances[-1], len(found.change))
         if z_sem is not None:
             z_norm = self.reference.components.statistics.normalise(z_sem[:2].numpy())

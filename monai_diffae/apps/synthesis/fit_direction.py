@@ -85,10 +85,16 @@ def fit_direction(
     tables.check_labels(table, {"target": [target]})
     patients = table["patient"].tolist() if "patient" in table else None
     direction = latents.fit_direction(
-        tables.z_matrix(table), table[target].tolist(), target=target, model=provenance.origin_of(embeddings)["model"],
-        groups=patients, positive=fitting.positive, kind=fitting.kind or "auto", max_cases=fitting.max_cases,
+        tables.z_matrix(table),
+        table[target].tolist(),
+        target=target,
+        model=provenance.origin_of(embeddings)["model"],
+        groups=patients,
+        positive=fitting.positive,
+        kind=fitting.kind or "auto",
+        max_cases=fitting.max_cases,
         seed=seed,
-    )  # fmt: skip
+    )
     direction = replace(direction, preprocessing=provenance.recorded_preprocessing(table))
     content = direction.to_json()
     existing = json_content(out) if out.exists() else content

@@ -111,9 +111,12 @@ def generate(
     suffix = suffix if images.image_format is None else f".{images.image_format}"
     num_images, seed, picture = images.num_images, images.seed, out / "generated.png"
     made_from = {
-        **sessions.made_from_bundle(trained, run), "seed": seed, "image_format": suffix,
-        "latent_model": latent.sha256, "direction": None,
-    }  # fmt: skip
+        **sessions.made_from_bundle(trained, run),
+        "seed": seed,
+        "image_format": suffix,
+        "latent_model": latent.sha256,
+        "direction": None,
+    }
     if condition.direction is not None:
         made_from |= {**vars(condition), "direction": file_checksum(condition.direction)}
     files = [out / "images" / f"{i:05d}{suffix}" for i in range(num_images)]

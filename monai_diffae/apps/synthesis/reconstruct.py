@@ -118,9 +118,16 @@ class _Reconstruction:
         """Write the images of all cases, their table and the mosaic; return the means of the table."""
         trained = self.session.trained
         writer = transforms.WriteReconstructiond(
-            self.modes, self.folder, read.cases, trained.preprocessing, grid=self.grid,
-            model_range=trained.model_range, affine=trained.grid_affine, dicom=self.dicom, overwrite=True,
-        )  # fmt: skip
+            self.modes,
+            self.folder,
+            read.cases,
+            trained.preprocessing,
+            grid=self.grid,
+            model_range=trained.model_range,
+            affine=trained.grid_affine,
+            dicom=self.dicom,
+            overwrite=True,
+        )
         rows: list[dict[str, Any]] = []
         text = f"reconstructing {counted(len(read.cases), 'case')}"
         with torch.no_grad():
@@ -195,8 +202,9 @@ def _warn_of_structure(means: Mapping[str, float]) -> None:
             "x_T is not Gaussian noise (standard deviation %.2f instead of 1, neighbor correlation %.2f instead of 0) "
             "and still encodes image structure, so edits of z_sem will decode poorly: the scans may be unlike those of "
             "the training, the steps too few, or the training too short",
-            std, correlation,
-        )  # fmt: skip
+            std,
+            correlation,
+        )
 
 
 def _warn_of_small_field(share: pd.Series[float]) -> None:
@@ -204,8 +212,10 @@ def _warn_of_small_field(share: pd.Series[float]) -> None:
         logger.warning(
             "%d of %d scans are larger than the model's field of view, which holds %.1f %% of their voxels "
             "(median); their images are empty elsewhere. Crop the scans to what the model was trained on",
-            num_small, len(share), 100 * float(share[share < _LEAST_SHARE].median()),
-        )  # fmt: skip
+            num_small,
+            len(share),
+            100 * float(share[share < _LEAST_SHARE].median()),
+        )
 
 
 def _whole_scan(space: transforms.NativeSpace, high: float) -> torch.Tensor:

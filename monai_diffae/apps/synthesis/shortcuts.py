@@ -24,9 +24,21 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[Any]
 
 COLUMNS = (
-    "label", "how", "num_changed", "num_cases", "share", "low", "high", "random_share", "excess", "excess_low",
-    "excess_high", "control_share", "control_found", "found",
-)  # fmt: skip
+    "label",
+    "how",
+    "num_changed",
+    "num_cases",
+    "share",
+    "low",
+    "high",
+    "random_share",
+    "excess",
+    "excess_low",
+    "excess_high",
+    "control_share",
+    "control_found",
+    "found",
+)
 _LEAST_SHARE = 0.05  # of decisions; a classifier that changes fewer has no shortcut that matters
 _CLEAR = 0.25  # upper end of the interval of a small effect: 1 decision of 20
 _LEAST_VISIBLE = 0.05  # of a scan's range: mean change under a marker, else the scan has it already
@@ -98,9 +110,12 @@ class DirectTest:
 
 
 def summarise(
-    tests: Sequence[Sequence[Mapping[str, Any]]], starts: Sequence[float], middle: float, patients: Sequence[str],
+    tests: Sequence[Sequence[Mapping[str, Any]]],
+    starts: Sequence[float],
+    middle: float,
+    patients: Sequence[str],
     seed: int,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     """One row for each label and way of changing it, from the rows of all cases and the values of their scans."""
     rows = []
     for label, how in dict.fromkeys((row["label"], row["how"]) for case in tests for row in case):
@@ -112,10 +127,16 @@ def summarise(
         if controls:
             flips = np.array([values for _, values in controls], float) >= _HALF
             control = _share(flips.astype(float), [patients[i] for i, _ in controls], seed)
-        rows.append({
-            "label": label, "how": how, **asdict(share), "control_share": control and control.share,
-            "control_found": control and _is_found(control), "found": _is_found(share),
-        })  # fmt: skip
+        rows.append(
+            {
+                "label": label,
+                "how": how,
+                **asdict(share),
+                "control_share": control and control.share,
+                "control_found": control and _is_found(control),
+                "found": _is_found(share),
+            }
+        )
     return rows
 
 

@@ -108,9 +108,11 @@ def traverse(
     provenance.warn_of_other_preprocessing(embeddings, trained)
     numbers = along.numbers
     made_from |= {
-        "embeddings": file_checksum(embeddings), "num_components": along.num_components, "strengths": list(strengths),
+        "embeddings": file_checksum(embeddings),
+        "num_components": along.num_components,
+        "strengths": list(strengths),
         **({"components": numbers} if along.components else {}),
-    }  # fmt: skip
+    }
     axes = latents.principal_components(z_train, count=numbers[-1])
     picture = out / "traversal.png"
 
@@ -144,9 +146,13 @@ def traverse(
 
 
 def _traversed(
-    trained: bundles.TrainedBundle, components: latents.PrincipalComponents, numbers: Sequence[int],
-    strengths: Sequence[float], codes: tuple[npt.NDArray[np.float32], torch.Tensor], batch_size: int,
-) -> dict[int, torch.Tensor]:  # fmt: skip
+    trained: bundles.TrainedBundle,
+    components: latents.PrincipalComponents,
+    numbers: Sequence[int],
+    strengths: Sequence[float],
+    codes: tuple[npt.NDArray[np.float32], torch.Tensor],
+    batch_size: int,
+) -> dict[int, torch.Tensor]:
     """The images (A, C, *S) along each component, from z_sem (1, D), and the mean over x_T (N, C, *S)."""
     z_start, x_T = codes
     x_Ts = x_T.repeat(len(strengths), *[1] * (x_T.ndim - 1))

@@ -114,9 +114,7 @@ def _read_model(bundle: Path) -> tuple[list[_Part], Mapping[str, Any], dict[str,
 
 
 def _figures(file: NetworkFile) -> dict[str, Any]:
-    return {
-        "bytes": file.path.stat().st_size, "size_is_free": file.size_is_free, "largest_difference": file.difference
-    }  # fmt: skip
+    return {"bytes": file.path.stat().st_size, "size_is_free": file.size_is_free, "largest_difference": file.difference}
 
 
 def _description(files: Sequence[NetworkFile], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,9 +150,12 @@ def _network(file: NetworkFile) -> dict[str, Any]:
     inputs = {part.image: ["batch", part.channels, *axes(list(divisors), part.size)]}
     inputs |= {name: ["batch", *shape] for name, shape in part.vectors.items()}
     return {
-        "inputs": inputs, "output": {part.output: output}, "dtype": "float32",
-        "sha256": file_checksum(file.path), **_figures(file),
-    }  # fmt: skip
+        "inputs": inputs,
+        "output": {part.output: output},
+        "dtype": "float32",
+        "sha256": file_checksum(file.path),
+        **_figures(file),
+    }
 
 
 def _diffusion(inferer: inferers.DiffusionAutoencoderInferer) -> dict[str, Any]:
@@ -173,11 +174,16 @@ def _diffusion(inferer: inferers.DiffusionAutoencoderInferer) -> dict[str, Any]:
     total = schedule.num_train_timesteps
     levels = [schedule.level(t) for t in range(total)]
     return {
-        "schedule": schedule.schedule, "prediction": schedule.prediction, "num_train_timesteps": total,
-        "clip_range": inferer.clip_range, "x_t": "alpha[t] * x0 + sigma[t] * eps", "x0": x0,
+        "schedule": schedule.schedule,
+        "prediction": schedule.prediction,
+        "num_train_timesteps": total,
+        "clip_range": inferer.clip_range,
+        "x_t": "alpha[t] * x0 + sigma[t] * eps",
+        "x0": x0,
         "eps": "(x_t - alpha[t] * x0) / sigma[t]",
-        "alpha": [alpha for alpha, _ in levels], "sigma": [sigma for _, sigma in levels],
-    }  # fmt: skip
+        "alpha": [alpha for alpha, _ in levels],
+        "sigma": [sigma for _, sigma in levels],
+    }
 
 
 # -- files of single networks ------------------------------------------------------------------------------------------

@@ -36,8 +36,10 @@ logger = logging.getLogger(__name__)
 # The official code's 8-bit images in [-1, 1], and what its diffusions have in common.
 _OFFICIAL: dict[str, Any] = {"intensity": "window", "window_hu": [0, 255], "model_range": [-1.0, 1.0]}
 _DIFFUSION = {
-    "_target_": "monai_diffae.diffusion.DiffusionSchedule", "timestep_sampling": "uniform", "loss_weighting": "none"
-}  # fmt: skip
+    "_target_": "monai_diffae.diffusion.DiffusionSchedule",
+    "timestep_sampling": "uniform",
+    "loss_weighting": "none",
+}
 _ATTENTION_SIZE = 16  # pixels per side where the official configurations have attention
 
 
@@ -101,9 +103,11 @@ def import_official(
     _log_settings(settings, assumed, has_latent=latent is not None)
     description = _description(network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
     provenance = {
-        "source": "official phizaz/diffae checkpoint", "file_sha256": file_checksum(checkpoint),
-        "weights": official.weights.select_model(weights)[0], "monai_diffae": __version__,
-    }  # fmt: skip
+        "source": "official phizaz/diffae checkpoint",
+        "file_sha256": file_checksum(checkpoint),
+        "weights": official.weights.select_model(weights)[0],
+        "monai_diffae": __version__,
+    }
     with tempfile.TemporaryDirectory() as temporary:
         models = Path(temporary)
         file = write_model(models / layout.MODEL, "autoencoder", network.state_dict(), description)
@@ -117,9 +121,12 @@ def import_official(
         init_bundle(out, file)
     logger.info(
         "%s: a Diff-AE of %.1f M parameters for images of %s with %d channels, z_sem of %d",
-        out.name, sum(p.numel() for p in network.parameters()) / 1e6, " x ".join(map(str, size)),
-        network.in_channels, network.z_channels,
-    )  # fmt: skip
+        out.name,
+        sum(p.numel() for p in network.parameters()) / 1e6,
+        " x ".join(map(str, size)),
+        network.in_channels,
+        network.z_channels,
+    )
     return Result(out)
 
 
@@ -171,8 +178,9 @@ def _image_size(
     side = _ATTENTION_SIZE * 2 ** levels[0]
     logger.warning(
         "image size %d is a guess: at this size, the network's attention sees 16 x 16, as in the released models; if "
-        "the model was trained at another size, z_sem is wrong: set image_size", side
-    )  # fmt: skip
+        "the model was trained at another size, z_sem is wrong: set image_size",
+        side,
+    )
     return [side] * network.spatial_dims
 
 
@@ -220,6 +228,8 @@ def _latent_description(
     return {
         "latent_network_def": {"_target_": "monai_diffae.networks.LatentMLP", **latent.config},
         "latent_inferer": {"_target_": "monai_diffae.inferers.LatentInferer", "schedule": "@latent_diffusion"},
-        "latent_diffusion": diffusion, "z_channels": latent.z_channels, "autoencoder_sha256": autoencoder_sha256,
+        "latent_diffusion": diffusion,
+        "z_channels": latent.z_channels,
+        "autoencoder_sha256": autoencoder_sha256,
         "versions": versions(),
-    }  # fmt: skip
+    }

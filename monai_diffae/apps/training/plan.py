@@ -112,22 +112,29 @@ class Plan:
         """Everything; memory in GiB."""
         table, speed = self.timetable, self.speed
         exact = {
-            "seconds_per_step": speed.seconds_per_step, "images_per_second": speed.images_per_second,
-            "seconds_per_scan": speed.seconds_per_scan, "predicted_s": table.total_s,
-        }  # fmt: skip
+            "seconds_per_step": speed.seconds_per_step,
+            "images_per_second": speed.images_per_second,
+            "seconds_per_scan": speed.seconds_per_scan,
+            "predicted_s": table.total_s,
+        }
         return {
-            "cohort": self.survey.summary(), "settings": self.settings, "num_cropped": self.num_cropped,
+            "cohort": self.survey.summary(),
+            "settings": self.settings,
+            "num_cropped": self.num_cropped,
             "memory": {
-                "predicted_gib": round(self.proposal.memory.gib, 3), "budget_gib": round(self.budget / _GIB, 3),
+                "predicted_gib": round(self.proposal.memory.gib, 3),
+                "budget_gib": round(self.budget / _GIB, 3),
                 "device": self.device,
             },
             "time": {
                 **{key: float(f"{value:.4g}") for key, value in exact.items()},
                 "parts_s": {name: round(seconds, 1) for name, seconds in table.seconds.items()},
-                "num_images": table.num_images, "num_steps": table.num_steps, "needed_images": self.needed_images,
+                "num_images": table.num_images,
+                "num_steps": table.num_steps,
+                "needed_images": self.needed_images,
             },
             "commands": self.commands,
-        }  # fmt: skip
+        }
 
     @property
     def incomplete(self) -> str | None:

@@ -56,9 +56,14 @@ def sample_data(
     """
     if medmnist is None:
         table = samples.make_virtual_cohort(
-            out, num_patients=num_patients or _NUM_PATIENTS, size=size or _SIZE, spatial_dims=spatial_dims or 2,
-            num_scanners=num_scanners, seed=seed or 0, overwrite=overwrite,
-        )  # fmt: skip
+            out,
+            num_patients=num_patients or _NUM_PATIENTS,
+            size=size or _SIZE,
+            spatial_dims=spatial_dims or 2,
+            num_scanners=num_scanners,
+            seed=seed or 0,
+            overwrite=overwrite,
+        )
         return Result(table, {"table": str(table)})
     given = {"num_patients": num_patients, "spatial_dims": spatial_dims, "num_scanners": num_scanners, "seed": seed}
     unused = next((name for name, value in given.items() if value is not None), None)

@@ -188,8 +188,14 @@ def grid_options(machine: Machine, survey: Survey) -> list[dict[str, Any]]:
 # -- speed and time ----------------------------------------------------------------------------------------------------
 
 TIME_KEYS = (
-    "max_epochs", "max_minutes", "val_interval", "ema_decay", "num_pictures", "calibration_cases", "probe_interval"
-)  # fmt: skip
+    "max_epochs",
+    "max_minutes",
+    "val_interval",
+    "ema_decay",
+    "num_pictures",
+    "calibration_cases",
+    "probe_interval",
+)
 """Keys of the configuration for which the time decides."""
 
 _MIN_STEPS, _MAX_STEPS, _MIN_SECONDS = 2, 50, 2.0  # after the first step, which is slower
@@ -287,15 +293,21 @@ class Work:
         steps = epochs * steps_per_epoch
         decay = min(1 - 1 / max(10, _AVERAGED_SHARE * steps), float(self.config["ema_decay"]))
         settings = {
-            "max_epochs": epochs, "val_interval": interval, "ema_decay": float(f"{decay:.3g}"),
-            "num_pictures": pictures, "calibration_cases": calibrated,
+            "max_epochs": epochs,
+            "val_interval": interval,
+            "ema_decay": float(f"{decay:.3g}"),
+            "num_pictures": pictures,
+            "calibration_cases": calibrated,
             "probe_interval": interval if self.config["probe_interval"] else 0,  # a training limits their time itself
             "max_minutes": round(max(available_s - calibration_s - validation_s, 1) / 60, 2),
-        }  # fmt: skip
+        }
         seconds = {
-            "start": START_S, "reading": reading_s, "training": epochs * epoch_s,
-            "validation": -(-epochs // interval) * validation_s, "calibration": calibration_s,
-        }  # fmt: skip
+            "start": START_S,
+            "reading": reading_s,
+            "training": epochs * epoch_s,
+            "validation": -(-epochs // interval) * validation_s,
+            "calibration": calibration_s,
+        }
         return Timetable({**settings, **self.overrides}, steps, steps * speed.batch_size, seconds)
 
     def _affordable(self, key: str, image_s: float, available_s: float) -> int:
@@ -311,10 +323,12 @@ def measure_speed(
     parser = Parser(copy.deepcopy(dict(config)))
     parser.update(
         {
-            "device": str(device), "seed": int(parser.get_parsed_content("seed")), "train#dataset#num_workers": 0,
+            "device": str(device),
+            "seed": int(parser.get_parsed_content("seed")),
+            "train#dataset#num_workers": 0,
             "train#dataset#data": UserList(items),  # not a list, in whose texts MONAI replaces "#"
         }
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as folder:  # not the training's own cache, in which latents would stay
         parser.update({"train#dataset#cache_dir": folder})
         dataset = build(parser, "train#dataset", CachedCases)
@@ -326,10 +340,13 @@ def measure_speed(
         loader: DataLoader[Any] = DataLoader(dataset, batch_size, sampler=repeated)
         parser.update(
             {
-                "train#trainer#train_data_loader": loader, "train#trainer#train_handlers": "$[@ema]",
-                "train#trainer#max_epochs": 1, "max_epochs": 1, "lr_schedule": "constant",
+                "train#trainer#train_data_loader": loader,
+                "train#trainer#train_handlers": "$[@ema]",
+                "train#trainer#max_epochs": 1,
+                "max_epochs": 1,
+                "lr_schedule": "constant",
             }
-        )  # fmt: skip
+        )
         trainer = build(parser, "train#trainer", ResumableTrainer)  # type: ignore[type-abstract]
         times = [time.perf_counter()]
 

@@ -120,10 +120,13 @@ def training_result(
     line = f"{num_failed} of {num_cases} cases could not be used: see {failures.relative_to(folder)}"
     is_incomplete = num_failed > (0 if is_strict else _MOST_FAILED * num_cases)
     return Result(
-        folder, {"num_cases": num_cases, "num_failed": num_failed},
-        notes=[line] if num_failed and not is_incomplete else [], incomplete=line if is_incomplete else None,
-        next=[f"next: {next_line}"], content={"failures": failures},
-    )  # fmt: skip
+        folder,
+        {"num_cases": num_cases, "num_failed": num_failed},
+        notes=[line] if num_failed and not is_incomplete else [],
+        incomplete=line if is_incomplete else None,
+        next=[f"next: {next_line}"],
+        content={"failures": failures},
+    )
 
 
 # -- inside another program --------------------------------------------------------------------------------------------
@@ -276,9 +279,14 @@ def begin_from(folder: Path, start_from: Path) -> Path:
 def _values(paths: Mapping[str, Path | None], training: Training) -> dict[str, Any]:
     """The values that replace those of the configuration, by their ids; ``overrides`` win over the other arguments."""
     named = {
-        **paths, "seed": training.seed, "device": training.device, "batch_size": training.batch_size,
-        "workers": training.workers, "uneven": training.uneven, "overwrite": training.overwrite or None,
-    }  # fmt: skip
+        **paths,
+        "seed": training.seed,
+        "device": training.device,
+        "batch_size": training.batch_size,
+        "workers": training.workers,
+        "uneven": training.uneven,
+        "overwrite": training.overwrite or None,
+    }
     values = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
     columns = {f"columns#{word}": name for word, name in training.columns.items()}
     given = {key: value for key, value in values.items() if value is not None}
@@ -295,8 +303,10 @@ def _warn_of_other_values(config: str, bundle: Path, out: Path, given: Mapping[s
         if differ:
             logger.warning(
                 "%s: is trained with its own values of %s, not those of %s; set overwrite to begin again with these",
-                out.name, ", ".join(differ), bundle.name,
-            )  # fmt: skip
+                out.name,
+                ", ".join(differ),
+                bundle.name,
+            )
 
 
 # -- train --minutes ---------------------------------------------------------------------------------------------------
@@ -323,10 +333,16 @@ def _plan(
     named = {"batch_size": training.batch_size, "uneven": training.uneven}
     given = {key: value for key, value in named.items() if value is not None}
     result = plan(
-        cohort or parser.get_parsed_content("dataset_dir"), bundle=bundle, minutes=minutes, device=training.device,
-        overlays=training.overlays, columns=training.columns, sequences=training.sequences, colour=training.colour,
+        cohort or parser.get_parsed_content("dataset_dir"),
+        bundle=bundle,
+        minutes=minutes,
+        device=training.device,
+        overlays=training.overlays,
+        columns=training.columns,
+        sequences=training.sequences,
+        colour=training.colour,
         overrides={**fixed, **given, **training.overrides},
-    ).plan  # fmt: skip
+    ).plan
     result = replace(result, budget_s=60 * minutes - (time.monotonic() - start))
     new = {key: value for key, value in result.settings.items() if key not in fixed}
     for line in (*(f"{key}: {value}" for key, value in new.items()), *result.time_lines()):

@@ -28,9 +28,24 @@ with on_first_use:
 _EXAMPLES = 3
 _TABLE, _PICTURE, _READINGS = "verify.csv", "overview.png", "readings"
 _COLUMNS = (
-    "case_id", "file", "split", "verdict", "kind", "reason", "remedy", "size", "spacing_mm", "channels", "minimum",
-    "p1", "median", "p99", "maximum", "twins", "sha256",
-)  # fmt: skip
+    "case_id",
+    "file",
+    "split",
+    "verdict",
+    "kind",
+    "reason",
+    "remedy",
+    "size",
+    "spacing_mm",
+    "channels",
+    "minimum",
+    "p1",
+    "median",
+    "p99",
+    "maximum",
+    "twins",
+    "sha256",
+)
 _MOST_THUMBNAILS = 36
 _MOST_OUTLIERS = 5  # that are listed
 
@@ -87,9 +102,12 @@ def verify(
     failures = surveys.list_failures(readings)
     check_any_usable(len(cases) - len(failures), failures, "scans")
     return Result(
-        out, _figures(verification), [*_lines(verification)], _incomplete(verification),
+        out,
+        _figures(verification),
+        [*_lines(verification)],
+        _incomplete(verification),
         content={"verification": verification},
-    )  # fmt: skip
+    )
 
 
 # -- what is shown -----------------------------------------------------------------------------------------------------
@@ -168,11 +186,18 @@ def _rows(verification: surveys.Verification) -> Iterator[list[object]]:
         case, reading, findings = checked.reading.case, checked.reading, checked.findings
         spacing_mm = () if scans.is_picture(case.file) else reading.spacing_mm
         yield [
-            case.id, case.file, case.split, checked.status,
+            case.id,
+            case.file,
+            case.split,
+            checked.status,
             *(" / ".join(getattr(finding, name) for finding in findings) for name in ("kind", "reason", "remedy")),
-            " x ".join(map(str, reading.size)), " x ".join(f"{v:.6g}" for v in spacing_mm),
-            reading.channels or None, *(reading.intensities or [None] * 5), twins.get(case.id), reading.content,
-        ]  # fmt: skip
+            " x ".join(map(str, reading.size)),
+            " x ".join(f"{v:.6g}" for v in spacing_mm),
+            reading.channels or None,
+            *(reading.intensities or [None] * 5),
+            twins.get(case.id),
+            reading.content,
+        ]
 
 
 def _overview(verification: surveys.Verification) -> pictures.CohortOverview:

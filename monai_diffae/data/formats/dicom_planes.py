@@ -33,9 +33,18 @@ _SAME_DIRECTION = 2e-3  # 0.1 degrees; scanners round to 4 decimals or more
 _FLAT_PLACE = [(keyword, group) for keyword, (_, group) in _PLACE.items()][:2]
 _FLAT_SPACINGS = [("PixelSpacing", "PixelMeasuresSequence"), ("ImagerPixelSpacing",), ("NominalScannedPixelSpacing",)]
 TAGS = (
-    *_PLACE, *_VALUES, "DoseGridScaling", *_COUNTS, "ImagerPixelSpacing", "NominalScannedPixelSpacing",
-    "SpacingBetweenSlices", "InstanceNumber", "NumberOfFrames", SHARED, FRAMES,
-)  # fmt: skip
+    *_PLACE,
+    *_VALUES,
+    "DoseGridScaling",
+    *_COUNTS,
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "SpacingBetweenSlices",
+    "InstanceNumber",
+    "NumberOfFrames",
+    SHARED,
+    FRAMES,
+)
 _EVEN = 0.1  # tolerance for even spacing, as a fraction of the distance between planes
 _WIDE = 1.5  # a gap that is this many times wider than the fine ones
 _PLANNED = 3  # wide gaps in a row, at least; fewer are taken for missing slices

@@ -97,10 +97,15 @@ class Listing:
         }
         splits = {str(name): count for name, count in self.splits.items()}
         return {
-            "num_scans": len(self.cases), "num_patients": self.num_patients, "formats": dict(self.formats),
-            "sequences": count_sequences(self.cases), "num_masks": sum(case.mask is not None for case in self.cases),
-            "splits": splits, "labels": labels, "notes": self.notes,
-        }  # fmt: skip
+            "num_scans": len(self.cases),
+            "num_patients": self.num_patients,
+            "formats": dict(self.formats),
+            "sequences": count_sequences(self.cases),
+            "num_masks": sum(case.mask is not None for case in self.cases),
+            "splits": splits,
+            "labels": labels,
+            "notes": self.notes,
+        }
 
     def lines(self) -> Iterator[str]:
         """What was found, line by line."""

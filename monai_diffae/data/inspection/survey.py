@@ -211,9 +211,11 @@ class Appearance:
     def figures(self) -> dict[str, Any]:
         """Counts as plain values."""
         return {
-            "num_images": len(self.of_dims(2)), "num_volumes": len(self.of_dims(3)),
-            "num_colour": len(self.colour), "num_unreadable": len(list_failures(self.readings)),
-        }  # fmt: skip
+            "num_images": len(self.of_dims(2)),
+            "num_volumes": len(self.of_dims(3)),
+            "num_colour": len(self.colour),
+            "num_unreadable": len(list_failures(self.readings)),
+        }
 
 
 def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
@@ -333,10 +335,16 @@ def _from_row(case: Case, row: Mapping[Hashable, Any]) -> Reading:
     digest, thumbnail = row["digest"], row["thumbnail"]
     small = np.frombuffer(thumbnail, np.float32).reshape(-1, SIZE, SIZE) if isinstance(thumbnail, bytes) else None
     return Reading(
-        case, row["error"], tuple(Doubt(**doubt) for doubt in json.loads(row["doubts"])), tuple(map(int, row["size"])),
-        tuple(map(float, row["spacing_mm"])), int(row["channels"]), tuple(map(float, row["intensities"])),
-        row["content"], ScanPrint(digest, small) if isinstance(digest, str) else None,
-    )  # fmt: skip
+        case,
+        row["error"],
+        tuple(Doubt(**doubt) for doubt in json.loads(row["doubts"])),
+        tuple(map(int, row["size"])),
+        tuple(map(float, row["spacing_mm"])),
+        int(row["channels"]),
+        tuple(map(float, row["intensities"])),
+        row["content"],
+        ScanPrint(digest, small) if isinstance(digest, str) else None,
+    )
 
 
 # -- what is wrong -----------------------------------------------------------------------------------------------------

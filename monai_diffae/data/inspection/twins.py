@@ -219,11 +219,12 @@ class TwinReport:
     def figures(self) -> dict[str, Any]:
         """Everything, as plain values for JSON."""
         return {
-            "groups": self.groups, "num_identical": self.num_identical,
+            "groups": self.groups,
+            "num_identical": self.num_identical,
             "separated": [pair.figures() for pair in self.separated],
             "contradictory": [pair.figures() for pair in self.contradictory],
             "num_of_different_patients": len(self.other_patients),
-        }  # fmt: skip
+        }
 
 
 def report_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> TwinReport:

@@ -304,9 +304,14 @@ def make_virtual_cohort(
         raise ConfigError("spatial_dims: must be 2 or 3, and val_fraction and test_fraction shares of 1")
     directory = Path(directory)
     parameters: dict[str, Any] = {
-        "kind": "virtual MNI152 cohort, version 1", "num_patients": num_patients, "size": size,
-        "spatial_dims": spatial_dims, "seed": seed, "val_fraction": val_fraction, "test_fraction": test_fraction,
-    }  # fmt: skip
+        "kind": "virtual MNI152 cohort, version 1",
+        "num_patients": num_patients,
+        "size": size,
+        "spatial_dims": spatial_dims,
+        "seed": seed,
+        "val_fraction": val_fraction,
+        "test_fraction": test_fraction,
+    }
     if num_scanners is not None:
         parameters["num_scanners"] = num_scanners
     if table := find_sample_data(directory, parameters, overwrite=overwrite):

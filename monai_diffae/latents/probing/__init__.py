@@ -7,7 +7,19 @@ from monai_diffae.latents.probing.scores import ClassScores, NumberScores, score
 from monai_diffae.latents.targets import Target, read_target
 
 __all__ = [
-    "ClassScores", "EvaluatedProbe", "FeatureSet", "FittedProbe", "HeldOutPredictions", "NumberScores",
-    "ProbeModel", "ProbeSettings", "QuickScores", "Target", "evaluate_probes", "intensity_statistics", "pca_features",
-    "read_target", "score_with_interval",
-]  # fmt: skip
+    "ClassScores",
+    "EvaluatedProbe",
+    "FeatureSet",
+    "FittedProbe",
+    "HeldOutPredictions",
+    "NumberScores",
+    "ProbeModel",
+    "ProbeSettings",
+    "QuickScores",
+    "Target",
+    "evaluate_probes",
+    "intensity_statistics",
+    "pca_features",
+    "read_target",
+    "score_with_interval",
+]

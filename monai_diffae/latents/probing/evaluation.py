@@ -42,8 +42,10 @@ def _warn_of_seen(targets: Sequence[TargetFolds], split_origin: nested.SplitOrig
         logger.warning(
             "%sthe autoencoder was trained on patients of %d of the %d test cases (without labels), so the scores of "
             "z_sem may be too high; set splits to val and test to exclude them",
-            "perhaps " if split_origin == "given" else "", most.num_seen, len(most.test_cases),
-        )  # fmt: skip
+            "perhaps " if split_origin == "given" else "",
+            most.num_seen,
+            len(most.test_cases),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +158,10 @@ class TargetFeatures:
             label = repr(names[column]) if names else f"number {column + 1}"
             logger.warning(
                 "features '%s': %s determines the target '%s'; remove it if it was derived from the target",
-                self.features.name, label, self.target.target.name,
-            )  # fmt: skip
+                self.features.name,
+                label,
+                self.target.target.name,
+            )
 
     def evaluate(self, probe: Probe) -> tuple[EvaluatedProbe, Floats]:
         """An evaluated probe, and its main score in each draw of the bootstrap."""
@@ -173,18 +177,31 @@ class TargetFeatures:
         main = scores.metrics[0]
         regularisation = [value for value in predictions.regularisation if value is not None]
         row = {
-            "target": target.target.name, "kind": "numbers" if target.target.classes is None else "classes",
-            "features": self.features.name, "dims": self.x[0].shape[1], "probe": probe,
-            "metric": main, "score": metrics[main], "low": metrics[f"{main}_low"], "high": metrics[f"{main}_high"],
-            "difference": None, "difference_low": None, "difference_high": None,
-            "evaluation": target.evaluation, "num_folds": len(target.folds),
-            "num_train": int(np.median([len(train) for train, _ in target.folds])), "num_test": len(test),
-            "num_patients": len(np.unique(patients)), "num_omitted": target.num_omitted,
-            "num_rarest": min(target.counts.values(), default=None), "num_seen_by_autoencoder": target.num_seen,
+            "target": target.target.name,
+            "kind": "numbers" if target.target.classes is None else "classes",
+            "features": self.features.name,
+            "dims": self.x[0].shape[1],
+            "probe": probe,
+            "metric": main,
+            "score": metrics[main],
+            "low": metrics[f"{main}_low"],
+            "high": metrics[f"{main}_high"],
+            "difference": None,
+            "difference_low": None,
+            "difference_high": None,
+            "evaluation": target.evaluation,
+            "num_folds": len(target.folds),
+            "num_train": int(np.median([len(train) for train, _ in target.folds])),
+            "num_test": len(test),
+            "num_patients": len(np.unique(patients)),
+            "num_omitted": target.num_omitted,
+            "num_rarest": min(target.counts.values(), default=None),
+            "num_seen_by_autoencoder": target.num_seen,
             "small_classes": "; ".join(f"{label}: {count}" for label, count in target.small_classes.items()) or None,
             "regularisation": float(np.exp(np.mean(np.log(regularisation)))) if regularisation else None,
-            "is_regularisation_fixed": settings.regularisation is not None and probe == "linear", **metrics,
-        }  # fmt: skip
+            "is_regularisation_fixed": settings.regularisation is not None and probe == "linear",
+            **metrics,
+        }
         return EvaluatedProbe(row, predictions), draws[:, 0]
 
     def few_label_rows(self, probe: Probe) -> Iterator[dict[str, Any]]:
@@ -195,8 +212,13 @@ class TargetFeatures:
             scores = scores[np.isfinite(scores)]
             if len(scores):
                 low, median, high = (float(q) for q in np.percentile(scores, [25, 50, 75]))
-                yield {"num_patients": num_patients, "num_draws": len(scores), "median": median,
-                       "low_quartile": low, "high_quartile": high}  # fmt: skip
+                yield {
+                    "num_patients": num_patients,
+                    "num_draws": len(scores),
+                    "median": median,
+                    "low_quartile": low,
+                    "high_quartile": high,
+                }
 
     def regularisation_rows(self, probe: EvaluatedProbe) -> Iterator[dict[str, Any]]:
         """The held-out score with each regularisation, and in how many folds it was chosen (the strongest default)."""
@@ -297,10 +319,15 @@ def left_out_scores(probe: EvaluatedProbe, data: TargetFeatures) -> tuple[dict[s
     gap = difference_interval(change, change_draws, sizes[-1])
     overall = dict(zip(_LEFT_OUT, (values[-2], *ends[-1], change, *gap), strict=True))
     return {name: plain(number) for name, number in overall.items()}, [
-        {"left_out": str(name), "num_test": int(mask.sum()), "score": plain(number), "low": plain(low),
-         "high": plain(high)}
+        {
+            "left_out": str(name),
+            "num_test": int(mask.sum()),
+            "score": plain(number),
+            "low": plain(low),
+            "high": plain(high),
+        }
         for name, mask, number, (low, high) in zip(names, masks, values, ends, strict=False)
-    ]  # fmt: skip
+    ]
 
 
 def _left_out_folds(target: TargetFolds, nuisance: NDArray[Any]) -> Folds:
@@ -314,8 +341,12 @@ def _left_out_folds(target: TargetFolds, nuisance: NDArray[Any]) -> Folds:
             if len(fitted) < _LEAST_FITTED or num_values < (target.target.num_classes or 2):
                 logger.warning(
                     "target '%s': without '%s' of the nuisance, %d training cases with %d different values are left, "
-                    "so it is not left out", name, value, len(fitted), num_values,
-                )  # fmt: skip
+                    "so it is not left out",
+                    name,
+                    value,
+                    len(fitted),
+                    num_values,
+                )
                 return []
             folds.append((fitted, tested))
     return folds

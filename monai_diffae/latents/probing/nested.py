@@ -72,9 +72,12 @@ class ProbedCases:
 
     @classmethod
     def from_table(
-        cls, table: pd.DataFrame, is_available: NDArray[np.bool_], splits: Sequence[str] = (),
+        cls,
+        table: pd.DataFrame,
+        is_available: NDArray[np.bool_],
+        splits: Sequence[str] = (),
         split_origin: SplitOrigin | None = None,
-    ) -> ProbedCases:  # fmt: skip
+    ) -> ProbedCases:
         """The cases for which all features are available, only those of the given splits if there are any."""
         ids = [str(case) for case in (table["id"] if "id" in table else range(len(table)))]
         names = table["patient"] if "patient" in table else [None] * len(ids)

@@ -300,9 +300,13 @@ class FeatureSet:
 
     @classmethod
     def from_values(
-        cls, name: str, values: NDArray[Any], is_available: NDArray[np.bool_] | None = None,
-        columns: Sequence[str] = (), standardise: bool = True,
-    ) -> FeatureSet:  # fmt: skip
+        cls,
+        name: str,
+        values: NDArray[Any],
+        is_available: NDArray[np.bool_] | None = None,
+        columns: Sequence[str] = (),
+        standardise: bool = True,
+    ) -> FeatureSet:
         """Given features ``[N, D]``; nothing is fitted."""
         x = np.asarray(values, np.float64)
         is_available = np.ones(len(x), bool) if is_available is None else is_available
@@ -321,12 +325,15 @@ class FeatureSet:
         """The features without what scanners ``[N]`` add, fitted to the training cases; arbitrary on other scanners."""
         none = np.empty((len(scanners), 0))
         return replace(
-            self, name=f"{self.name}, harmonized",
+            self,
+            name=f"{self.name}, harmonized",
             extract=lambda train: harmonized(
                 np.nan_to_num(self.extract(train)),
-                np.where(np.isin(scanners, scanners[train]), scanners, scanners[train[0]]), none, train,
+                np.where(np.isin(scanners, scanners[train]), scanners, scanners[train[0]]),
+                none,
+                train,
             ),
-        )  # fmt: skip
+        )
 
     @classmethod
     def pca(

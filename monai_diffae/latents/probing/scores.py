@@ -109,9 +109,12 @@ class NumberScores:
 
 
 def bootstrapped(
-    scores: Callable[[Floats], Floats], groups: Sequence[Any] | NDArray[Any], seed: int = 0, num_folds: int = 1,
+    scores: Callable[[Floats], Floats],
+    groups: Sequence[Any] | NDArray[Any],
+    seed: int = 0,
+    num_folds: int = 1,
     perfect: Any = None,
-) -> Floats:  # fmt: skip
+) -> Floats:
     """The scores ``[draws, metrics]`` in 1000 bootstrap draws of groups, which are the same for all predictions.
 
     With several folds, the draws are stretched. ``perfect``: the best possible score (or one for each), which
@@ -197,9 +200,12 @@ def _least_error(num_patients: int) -> float:
 
 
 def score_with_interval(
-    metric: Literal["auroc", "r2"], target: ArrayLike, predicted: ArrayLike, groups: Sequence[Any] | None = None,
+    metric: Literal["auroc", "r2"],
+    target: ArrayLike,
+    predicted: ArrayLike,
+    groups: Sequence[Any] | None = None,
     seed: int = 0,
-) -> tuple[float, float, float]:  # fmt: skip
+) -> tuple[float, float, float]:
     """The score of given predictions, with its 95% interval from a bootstrap; NaN if the target is always the same.
 
     Args:
