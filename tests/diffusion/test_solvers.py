@@ -162,7 +162,7 @@ def test_the_package_offers_each_solver_and_spacing_under_its_name():
     assert all(getattr(diffusion, name) is SOLVERS[name] for name in ours)
     assert set(ours) < set(diffusion.__all__)
     assert all(getattr(diffusion, name) is not None for name in diffusion.__all__)
-    with pytest.raises(AttributeError, match="module 'monai_diffae.diffusion' has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="nothing"):
         diffusion.nothing  # noqa: B018
 
 
