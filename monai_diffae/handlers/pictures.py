@@ -16,7 +16,8 @@ from monai_diffae.data.cases import spread
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.inferers import DiffusionAutoencoderInferer
 from monai_diffae.networks import FirstStage
-from monai_diffae.pictures.mosaic import draw_mosaic, shown
+from monai_diffae.pictures.mosaic import draw_mosaic
+from monai_diffae.pictures.pixels import shown
 from monai_diffae.policies import Colour, Range
 
 

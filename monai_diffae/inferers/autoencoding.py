@@ -434,14 +434,11 @@ class DiffusionAutoencoderInferer(Inferer):
 
 
 # ``help`` and checks of configurations see each setting as a keyword argument.
-_PARAMETERS = signature(DiffusionAutoencoderInferer).parameters
-
-DiffusionAutoencoderInferer.__signature__ = Signature(
-    [  # type: ignore[attr-defined]
-        *(parameter for name, parameter in _PARAMETERS.items() if name != "settings"),
-        *(Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(DecodingSettings)),
-    ]
-)
+_PARAMETERS = [
+    *(each for name, each in signature(DiffusionAutoencoderInferer).parameters.items() if name != "settings"),
+    *(Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(DecodingSettings)),
+]
+DiffusionAutoencoderInferer.__signature__ = Signature(_PARAMETERS)  # type: ignore[attr-defined]
 
 
 def check_network(network: object) -> None:

@@ -14,10 +14,10 @@ from .charts import draw_reliability as draw_reliability
 from .charts import draw_stability as draw_stability
 from .mosaic import draw_anomalies as draw_anomalies
 from .mosaic import draw_mosaic as draw_mosaic
-from .mosaic import fitted as fitted
-from .mosaic import in_colours as in_colours
-from .mosaic import plane_slices as plane_slices
-from .mosaic import shown as shown
-from .mosaic import side_by_side as side_by_side
-from .mosaic import three_planes as three_planes
-from .mosaic import thumbnail as thumbnail
+from .pixels import fitted as fitted
+from .pixels import in_colours as in_colours
+from .pixels import plane_slices as plane_slices
+from .pixels import shown as shown
+from .pixels import side_by_side as side_by_side
+from .pixels import three_planes as three_planes
+from .pixels import thumbnail as thumbnail

@@ -26,7 +26,7 @@ def draw_cells(rows: Sequence[Iterable[tuple[torch.Tensor | None, str]]], path: 
     """
     from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
 
-    from monai_diffae.pictures.mosaic import PLANES, side_by_side
+    from monai_diffae.pictures.pixels import PLANES, side_by_side
 
     rows = [list(row) for row in rows]
     cells = [[(None if image is None else side_by_side(image)[0], text) for image, text in row] for row in rows]

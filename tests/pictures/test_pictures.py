@@ -11,7 +11,8 @@ from PIL import Image
 from monai_diffae.data.scans import Scan, slice_volume
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import caption, check_captions, draw_anomalies, thumbnail
-from monai_diffae.pictures.mosaic import draw_mosaic, in_colours, shown, side_by_side, three_planes
+from monai_diffae.pictures.mosaic import draw_mosaic
+from monai_diffae.pictures.pixels import in_colours, shown, side_by_side, three_planes
 
 
 def mosaic(tmp_path, rows, **options):

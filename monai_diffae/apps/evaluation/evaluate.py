@@ -33,10 +33,10 @@ from monai_diffae.lazy import on_first_use
 with on_first_use:
     import pandas as pd
 
-    from monai_diffae import bundle as bundles
     from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
     from monai_diffae.apps.evaluation import quality
+    from monai_diffae.bundle import loading
 
 logger = logging.getLogger(__name__)
 
@@ -153,10 +153,10 @@ def evaluate(
     opening = partial(
         sessions.Session.open, cohort=cohort, decoding=Decoding(decoder=decoder), reading=reading, run=run
     )
-    bundles, omitted = _open(folders, opening, held_out, cohort.name)
-    evaluation = _Evaluation(bundles, conditions, held_out, weights, seed, out, process, omitted)
+    models, omitted = _open(folders, opening, held_out, cohort.name)
+    evaluation = _Evaluation(models, conditions, held_out, weights, seed, out, process, omitted)
     made_from = {
-        "bundles": {each.name: each.made_from for each in bundles},
+        "bundles": {each.name: each.made_from for each in models},
         "steps": list(conditions.steps),
         "solvers": list(conditions.solvers),
         "draws": conditions.draws,
@@ -185,7 +185,7 @@ def _open(
     folders: Sequence[Path], opening: Callable[[Path], sessions.Session], held_out: HeldOut, cohort: str
 ) -> tuple[list[_EvaluatedBundle], list[dict[str, Any]]]:
     """The bundles that can be evaluated, and why the others cannot; those that are not safe are refused."""
-    bundles: list[_EvaluatedBundle] = []
+    models: list[_EvaluatedBundle] = []
     errors: dict[str, OmittableError] = {}
     for folder, name in zip(folders, unique_names(folders), strict=True):
         try:
@@ -195,15 +195,15 @@ def _open(
                     f"{cohort}: is not the cohort that {name} was trained on, and has no split, so its cases may have "
                     "been trained on; add a column split (test, if these are new scans), or set not_held_out"
                 )
-            bundles.append(_EvaluatedBundle(name, session, session.cohort.choose((), held_out.split)))
+            models.append(_EvaluatedBundle(name, session, session.cohort.choose((), held_out.split)))
         except OmittableError as error:
             errors[name] = error
-    if not bundles:
+    if not models:
         raise next(iter(errors.values()))
     omitted = [{"bundle": name, "metric": "all", "reason": one_line(each)} for name, each in errors.items()]
     for omission in omitted:
         logger.warning("%(bundle)s is left out: %(reason)s", omission)
-    return bundles, omitted
+    return models, omitted
 
 
 def unique_names(folders: Sequence[Path]) -> list[str]:
@@ -259,7 +259,7 @@ class _EvaluatedBundle:
 class _Evaluation:
     """Evaluates bundles on the held-out cases of a cohort; the others are compared with the first."""
 
-    bundles: Sequence[_EvaluatedBundle]
+    models: Sequence[_EvaluatedBundle]
     conditions: Conditions
     held_out: HeldOut
     weights: Weights
@@ -270,13 +270,13 @@ class _Evaluation:
 
     def run(self, overwrite: bool = False) -> dict[str, Any]:
         """Measure everything and write all files, in the first process; ``overwrite`` ignores an interrupted run."""
-        prepared = list(map(self._prepare, self.bundles))
+        prepared = list(map(self._prepare, self.models))
         reads = [reconstructions.bundle.read for reconstructions, _, _ in prepared]
         patients = {case.id: case.patient for read in reads for case in read.cases}
         case_rows: list[Row] = []
         rows: list[Row] = []
         total = sum(images.num_evaluations for made, _, drawn in prepared for images in (made, drawn) if images)
-        with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.bundles)}") as advance:
+        with progress(total, f"evaluating {', '.join(bundle.name for bundle in self.models)}") as advance:
             measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, advance, overwrite)
             for reconstructions, _, generated in prepared:
                 case_rows += reconstructions.rows(measured)
@@ -288,7 +288,7 @@ class _Evaluation:
         rows = quality_tables.mean_rows(case_rows, patients) + rows
         comparable = self._comparable()
         compared = [row for row in case_rows if row["bundle"] in comparable]
-        self._write(rows, quality_tables.difference_rows(compared, self.bundles[0].name, patients), case_rows, patients)
+        self._write(rows, quality_tables.difference_rows(compared, self.models[0].name, patients), case_rows, patients)
         measured.remove()
         num_failed = max(len(read.failures) for read in reads)
         return {"num_cases": len(patients), "num_failed": num_failed, "num_omitted": len(self.omitted)}
@@ -296,7 +296,7 @@ class _Evaluation:
     def measure_share(self, overwrite: bool = False) -> None:
         """Measure this process's share of the reconstructions, for the first process; in the others."""
         measured = MeasuredRows(self.folder / _PARTS, self._settings, self.process, lambda: None, overwrite)
-        for bundle in self.bundles:
+        for bundle in self.models:
             for _ in self._prepare(bundle)[0].rows(measured):
                 pass
 
@@ -332,7 +332,7 @@ class _Evaluation:
             codes = quality.CodeFigures(cases, held_out)
         if held_out is not None and settings.num_images:
             try:
-                latent = bundles.load_latent(trained.folder, trained.device)
+                latent = loading.load_latent(trained.folder, trained.device)
                 networks, made_from = self.feature_networks, bundle.made_from
                 generated = quality.GeneratedImages(cases, held_out, latent, networks, made_from, settings.num_images)
             except OmittableError as error:
@@ -343,7 +343,7 @@ class _Evaluation:
     def lpips(self) -> metrics.PerceptualDistance | None:
         """LPIPS, if its weights are there."""
         try:
-            trained = self.bundles[0].session.trained
+            trained = self.models[0].session.trained
             return metrics.PerceptualDistance(self.weights.alexnet, trained.device, trained.is_colour)
         except MachineError as error:
             self._omit(None, "lpips", str(error))
@@ -352,7 +352,7 @@ class _Evaluation:
     @cached_property
     def feature_networks(self) -> dict[str, quality.FeatureNetwork]:
         """The networks for FID, KID, precision and recall for which there are weights."""
-        trained = self.bundles[0].session.trained
+        trained = self.models[0].session.trained
         networks: dict[str, quality.FeatureNetwork] = {} if self.lpips is None else {"alexnet": self.lpips.features}
         if self.weights.radimagenet is not None:
             networks["radimagenet"] = metrics.RadImageNetFeatures(
@@ -366,7 +366,7 @@ class _Evaluation:
 
     def _comparable(self) -> set[str]:
         """The names of the bundles whose preprocessing is that of the first."""
-        first, *others = self.bundles
+        first, *others = self.models
         names = {first.name}
         for other in others:
             if differing := provenance.differences(first.preprocessing, other.preprocessing):
@@ -388,7 +388,7 @@ class _Evaluation:
     ) -> None:
         num_patients = len(set(patients.values()))
         content = {
-            "bundles": [bundle.description for bundle in self.bundles],
+            "bundles": [bundle.description for bundle in self.models],
             "rows": rows,
             "differences": differences,
             "omitted": self.omitted,
@@ -404,7 +404,7 @@ class _Evaluation:
         write_json(self.folder / _SUMMARY, content)
         files = [*tables, *sorted(self.folder.glob("generated_*.png"))]
         log_to_open_run(_figures(rows), [*files, self.folder / _SUMMARY], "evaluation")
-        for bundle in self.bundles:
+        for bundle in self.models:
             own_rows = [{**row, "bundle": None} for row in rows if row["bundle"] == bundle.name]
             log_to_training(bundle.session.trained.folder, _figures(own_rows), files, "evaluation")
 
@@ -415,7 +415,7 @@ class _Evaluation:
         if self.held_out.not_held_out:
             notes.append("These cases may have been trained on: the figures are better than those of new cases.")
         for omission in self.omitted:
-            bundle = f"{omission['bundle']}: " if omission["bundle"] and len(self.bundles) > 1 else ""
+            bundle = f"{omission['bundle']}: " if omission["bundle"] and len(self.models) > 1 else ""
             notes.append(f"{bundle}{omission['metric']} is left out: {omission['reason']}.")
         return notes
 

@@ -434,7 +434,7 @@ def draw_changes(
     if len(rows) == len(cases):
         titles = [*titles, f"difference (±{limit:.2g})"]
     height, width = cases[0].images.shape[-2:]
-    footing = pictures.mosaic.PLANES if width > height else ""  # volumes, already in three planes
+    footing = pictures.pixels.PLANES if width > height else ""  # volumes, already in three planes
     if len(names := trained.channel_names) > 1:
         footing = f"{', '.join(names)}. {footing}"
     write_atomic(path, lambda file: pictures.draw_mosaic(rows, file, titles, footing))
