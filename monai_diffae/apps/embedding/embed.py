@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases, finished, only_run, write_record
-from monai_diffae.apps.settings import Choice, Encoder, Encoding, Reading, Run, colour_values, this_process
+from monai_diffae.apps.settings import Choice, Encoder, Encoding, Process, Reading, Run, colour_values, this_process
 from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
 from monai_diffae.bundle.layout import model_file
@@ -31,11 +32,12 @@ from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour, Features
 
 with on_first_use:
-    import pandas as pd
-
     from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
-    from monai_diffae.data import cohort_split
+    from monai_diffae.apps.embedding import encoders
+    from monai_diffae.apps.embedding import encoding as coding
+    from monai_diffae.apps.embedding import tables as table_making
+    from monai_diffae.data import cohort_split, embeddings
     from monai_diffae.latents import representation
 
 logger = logging.getLogger(__name__)
@@ -159,131 +161,145 @@ def embed(
         raise ConfigError(f"features: the encoder {encoder} has no wide features; omit features")
     if encoder == "trained":
         model_file(bundle)  # an error about it comes before anything heavy is imported
-    from monai_diffae.apps.embedding.encoders import fit_or_load, open_baseline, wide_checksum
-    from monai_diffae.apps.embedding.encoding import CohortEncoder, PatchCutter
-    from monai_diffae.apps.embedding.tables import make_tables, with_map_columns
-    from monai_diffae.data.embeddings import COMMON_SCALE, read_embeddings, z_columns, z_matrix
-
-    read_as = {} if colour is None else {"colour": colour}
-    if encoder != "trained":
-        read_as = colour_values(colour)
     path, process = _table_path(out, cohort, encoder), this_process(part)
+    read_as = colour_values(colour)
+    if encoder == "trained":  # whose number of channels does not change
+        read_as.pop("in_channels", None)
     run = replace(run, device=run.device or process.device, overrides={**read_as, **run.overrides})
-    described_encoder: dict[str, Any] = {}
+    described: dict[str, Any] = {}
     if encoder == "trained":
         session = sessions.Session.open(bundle, cohort, reading=reading, run=run)
     else:
-        session, described_encoder = open_baseline(encoding, bundle, cohort, reading=reading, run=run)
+        session, described = encoders.open_baseline(encoding, bundle, cohort, reading=reading, run=run)
     chosen = _chosen(session, choice, pool)
-    cases = chosen.cases
     if map_columns and not chosen.split("train"):
         raise ConfigError("map_columns: are computed from training cases, and none is chosen; omit them, or split")
-    overlap = _OVERLAP if rows.overlap is None else rows.overlap
-    cutter = PatchCutter(session.trained, overlap) if patches else None
-    labels = json_digest(
-        sorted(((case.id, case.patient, case.split, case.labels) for case in cases), key=itemgetter(0))
-    )
-    made_from = session.made_from(decodes=False, labels=labels, pool=pool, **described_encoder)
-    made_from["cases"] = json_digest([case.id for case in cases])  # in the order of the rows
+    facts = [(case.id, case.patient, case.split, case.labels) for case in chosen.cases]
+    labels = json_digest(sorted(facts, key=itemgetter(0)))
+    made_from = session.made_from(decodes=False, labels=labels, pool=pool, **described)
+    made_from["cases"] = json_digest([case.id for case in chosen.cases])  # in the order of the rows
     if map_columns:
         made_from["map_columns"] = True
     if features == "wide":
-        session = fit_or_load(session, may_fit=process.world_size == 1)
-        made_from["wide"] = wide_checksum(bundle)
-    files = {path: made_from} if cutter is None else _patch_tables(path, {**made_from, "overlap": overlap})
-    usage = session.trained.z_sem_usage
-    representation.warn_if_unused(usage)
-    states = scan_states(cases)
+        session = encoders.fit_or_load(session, may_fit=process.world_size == 1)
+        made_from["wide"] = encoders.wide_checksum(bundle)
+    files, overlap = {path: made_from}, _OVERLAP if rows.overlap is None else rows.overlap
+    if patches:
+        files = _patch_tables(path, {**made_from, "overlap": overlap})
+    representation.warn_if_unused(session.trained.z_sem_usage)
+    tables = _Tables(files, session, chosen, encoder, pool, overlap if patches else None, map_columns)
+    done = tables.existing()
+    return tables.encode(process, part) if done is None else done
 
-    def existing() -> Result | None:
+
+@dataclass(frozen=True)
+class _Tables:
+    """The tables that a command makes, and from what."""
+
+    files: Mapping[Path, Mapping[str, Any]]  # what each is made from: the scans, and with an overlap their patches
+    session: sessions.Session
+    chosen: cohort_split.SplitCohort
+    encoder: Encoder
+    pool: Pool
+    overlap: float | None  # of patches
+    map_columns: bool
+
+    @property
+    def path(self) -> Path:
+        """The table of scans."""
+        return next(iter(self.files))
+
+    @cached_property
+    def states(self) -> list[str]:
+        """The state of each case's files."""
+        return scan_states(self.chosen.cases)
+
+    def existing(self) -> Result | None:
         """The tables that are complete already."""
-        complete = [finished("embed", file, [file], each, overwrite=run.overwrite) for file, each in files.items()]
+        overwrite = self.session.run.overwrite
+        complete = [finished("embed", file, [file], each, overwrite=overwrite) for file, each in self.files.items()]
         if (figures := complete[0]) is None or None in complete:
             return None
-        provenance.check_scans(path, cases, states)
-        logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
-        if encoder == "trained":
-            session.warn_if_unlike(z_matrix(read_embeddings(path)))
-        return _result(files, figures["num_cases"], figures["num_failed"], usage, skipped=True)
+        provenance.check_scans(self.path, self.chosen.cases, self.states)
+        logger.info("%s is complete; nothing to do (overwrite replaces it)", self.path.name)
+        if self.encoder == "trained":
+            self.session.warn_if_unlike(embeddings.z_matrix(embeddings.read_embeddings(self.path)))
+        return self._result(figures["num_cases"], figures["num_failed"], skipped=True)
 
-    if (result := existing()) is not None:
-        return result
-    remove_abandoned(path.parent)
-    # parts of an interrupted run can be used only by the same run, and only if no scan file was replaced
-    key = json_digest([files[path], versions(), states])
-    parts = path.parent / f".{path.stem}-{key[:_SUM_DIGITS]}"  # without a record: left after another run removed it
-    store = PartStore(parts, key, id_column="row", process=process.rank, replace=True)
-    coder = CohortEncoder(cases, session.trained, store, process, cutter)
-    workers = reading.workers_for(len(cases), process.local_world_size)
-    with only_run(path) if part is None and process.rank == 0 else nullcontext():
-        if (result := existing()) is not None:  # another run may have ended
+    def encode(self, process: Process, part: str | None) -> Result:
+        """Encode the cases of this process; the first one waits for the others and writes the tables."""
+        path, cases, session = self.path, self.chosen.cases, self.session
+        remove_abandoned(path.parent)
+        # parts of an interrupted run can be used only by the same run, and only if no scan file was replaced
+        key = json_digest([self.files[path], versions(), self.states])
+        parts = path.parent / f".{path.stem}-{key[:_SUM_DIGITS]}"  # without a record: left after another run removed it
+        store = PartStore(parts, key, id_column="row", process=process.rank, replace=True)
+        cutter = None if self.overlap is None else coding.PatchCutter(session.trained, self.overlap)
+        coder = coding.CohortEncoder(cases, session.trained, store, process, cutter)
+        workers = session.reading.workers_for(len(cases), process.local_world_size)
+        with only_run(path) if part is None and process.rank == 0 else nullcontext():
+            if (done := self.existing()) is not None:  # another run may have ended
+                return done
+            coder.encode(session.run.batch_size, workers, _failures_file(path).name)
+            if part is not None:
+                return Result(None, notes=[f"part {part} is encoded; when all are, run the command without --part"])
+            if process.rank:  # the first process gathers the parts of this one
+                return self._result(0, 0)
+            result = self._write(coder.gather())
+            for folder in path.parent.glob(glob.escape(f".{path.stem}-") + "[0-9a-f]" * _SUM_DIGITS):
+                if folder == parts or is_abandoned(folder):  # a job with other settings may still write its part
+                    shutil.rmtree(folder, ignore_errors=True)
             return result
-        coder.encode(run.batch_size, workers, _failures_file(path).name)
-        if part is not None:
-            return Result(None, notes=[f"part {part} is encoded; when all parts are, run the command without --part"])
-        if process.rank:  # the first process gathers the parts of this one
-            return _result(files, 0, 0, None)
-        encoded, patient_key = coder.gather(), folder_key(path.parent)
-        tables, failures = make_tables(chosen, encoded, pool, _failures_file(path), patient_key)
-        if map_columns:
-            workers = reading.workers_for(len(tables[0]))
-            tables = [
-                with_map_columns(tables[0], cases, session.trained, workers, common_scale=encoder in COMMON_SCALE)
-            ]
+
+    def _write(self, encoded: coding.EncodedCohort) -> Result:
+        """Write the tables, each with its record; a record says that its table is complete, and is written after it."""
+        path, cases, session = self.path, self.chosen.cases, self.session
+        patient_key = folder_key(path.parent)
+        frames, failures = table_making.make_tables(self.chosen, encoded, self.pool, _failures_file(path), patient_key)
+        if self.map_columns:
+            workers, common_scale = session.reading.workers_for(len(frames[0])), self.encoder in embeddings.COMMON_SCALE
+            mapped = table_making.with_map_columns(
+                frames[0], cases, session.trained, workers, common_scale=common_scale
+            )
+            frames = [mapped]
         described = {
             "preprocessing": preprocessing_config(session.trained.config),
-            "z_sem_usage": usage,
+            "z_sem_usage": session.trained.z_sem_usage,
             "patient_key": patient_key.name,
             "knows_patients": are_patients_known(cases),
-            "z_channels": len(z_columns(tables[0])),
+            "z_channels": len(embeddings.z_columns(frames[0])),
         }
-        if encoder == "trained":
+        if self.encoder == "trained":
             described["split_origin"] = session.split_origin
-            session.warn_if_unlike(z_matrix(tables[0]))
-        result = _result(files, len(tables[0]), len(failures), usage)
-        scans = provenance.scans_record(states, encoded.contents)
-        _write(dict(zip(files, tables, strict=True)), files, described, result, scans)
-        for folder in path.parent.glob(glob.escape(f".{path.stem}-") + "[0-9a-f]" * _SUM_DIGITS):
-            if folder == parts or is_abandoned(folder):  # a job with other settings may still write its part
-                shutil.rmtree(folder, ignore_errors=True)
+            session.warn_if_unlike(embeddings.z_matrix(frames[0]))
+        result, scans = (
+            self._result(len(frames[0]), len(failures)),
+            provenance.scans_record(self.states, encoded.contents),
+        )
+        for file, made_from in self.files.items():  # first all, in case the run is killed before the last is written
+            write_record("embed", file, made_from)
+        for (file, made_from), frame in zip(self.files.items(), frames, strict=True):
+            frame.attrs["monai_diffae"] = {"made_from": made_from, **described, "versions": versions()}
+            write = frame.to_csv if file.suffix.lower() == ".csv" else frame.to_parquet
+            write_atomic(file, functools.partial(write, index=False))
+            figures = {**result.figures, **described, "rows": embeddings.rows_sample(frame)}
+            write_record("embed", file, made_from, figures, [file], scans=scans)
         return result
+
+    def _result(self, num_cases: int, num_failed: int, *, skipped: bool = False) -> Result:
+        path, *others = self.files
+        failures = _failures_file(path)
+        usage = self.session.trained.z_sem_usage
+        figures = {"num_cases": num_cases, "num_failed": num_failed, "z_sem_usage": usage}
+        content = {"patches": next(iter(others), None), "failures": failures}
+        incomplete = failed_cases(num_failed, num_cases, failures.name)
+        return Result(path, figures, [], incomplete, list(map(str, others)), skipped, content)
 
 
 def _patch_tables(path: Path, made_from: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
     """The table of scans and that of their patches, with what each is made from."""
     patches = path.with_name(f"{path.stem}_patches{path.suffix}")
     return {path: {**made_from, "pool": "patches"}, patches: {**made_from, "pool": "patch"}}
-
-
-def _write(
-    tables: Mapping[Path, pd.DataFrame],
-    files: Mapping[Path, Any],
-    described: Mapping[str, Any],
-    result: Result,
-    scans: Mapping[str, Any],
-) -> None:
-    """Write the tables, each with its record; a record says that its table is complete, and is written after it."""
-    from monai_diffae.data.embeddings import rows_sample
-
-    for file, made_from in files.items():  # first all, in case the run is killed before the last table is written
-        write_record("embed", file, made_from)
-    for file, table in tables.items():
-        table.attrs["monai_diffae"] = {"made_from": files[file], **described, "versions": versions()}
-        write = table.to_csv if file.suffix.lower() == ".csv" else table.to_parquet
-        write_atomic(file, functools.partial(write, index=False))
-        figures = {**result.figures, **described, "rows": rows_sample(table)}
-        write_record("embed", file, files[file], figures, [file], scans=scans)
-
-
-def _result(
-    files: Mapping[Path, Any], num_cases: int, num_failed: int, usage: float | None, *, skipped: bool = False
-) -> Result:
-    path, *others = files
-    failures = _failures_file(path)
-    figures = {"num_cases": num_cases, "num_failed": num_failed, "z_sem_usage": usage}
-    content = {"patches": next(iter(others), None), "failures": failures}
-    incomplete = failed_cases(num_failed, num_cases, failures.name)
-    return Result(path, figures, [], incomplete, list(map(str, others)), skipped, content)
 
 
 def _table_path(out: Path, cohort: Path, encoder: Encoder) -> Path:
