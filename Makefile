@@ -75,7 +75,7 @@ zoo-check: $(VENV)/.tests  ## the checks of MONAI's model zoo on each bundle, al
 zoo-entry: $(VENV)/.tests  ## what a trained bundle needs for the model zoo: make zoo-entry ENTRY="--bundle my_model --name ..."
 	$(BIN)/python tests/zoo/zoo_entry.py $(ENTRY)
 
-configs: $(VENV)/.tests  ## generate the bundle runs of the commands, and stubs for type checkers
+configs: $(VENV)/.tests  ## generate the bundle runs of the commands
 	$(BIN)/python tests/bundles/make_configs.py
 
 docs: $(VENV)/.dev  ## the documentation as a site with search, in site/

@@ -5,6 +5,7 @@ Every message is a single line, so that it reads the same in a terminal, in ``fa
 
 import os
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from typing import TypeVar
 T = TypeVar("T", bound=BaseException)
 
 _NOT_BUILT = r"(?:Failed to instantiate component|Cannot locate class or function path:) '((?!monai_diffae).+?)'"
+_WRONG = TypeError, ValueError, LookupError, ImportError  # what wrong names and arguments raise
 _LONGEST_QUOTE = 60
 _LONGEST_PROBLEM = 200  # characters
 
@@ -133,13 +135,16 @@ def check_installed(package: str, extra: str, instead: str = "") -> None:
 
 def find_error(error: BaseException | None, kind: type[T]) -> T | None:
     """The first exception of a kind in an exception's chain of causes; None if there is none."""
+    return next((each for each in _chain(error) if isinstance(each, kind)), None)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, kind):
-            return error
+        yield error
         seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return None
 
 
 def find_diffae_error(error: BaseException | None) -> DiffAEError | None:
@@ -156,9 +161,10 @@ def find_diffae_error(error: BaseException | None) -> DiffAEError | None:
     """
     if known := find_error(error, DiffAEError):
         return known
-    wrapped = find_error(error, RuntimeError) or find_error(error, ImportError)
-    if wrapped and (component := re.match(_NOT_BUILT, str(wrapped))):
-        return ConfigError(f"{component[1]}: {_cause(wrapped)}; check its name and arguments in the configuration")
+    for each in _chain(error):
+        component = re.match(_NOT_BUILT, str(each))
+        if component and isinstance([*_chain(each)][-1], _WRONG):
+            return ConfigError(f"{component[1]}: {_cause(each)}; check its name and arguments in the configuration")
     return None
 
 

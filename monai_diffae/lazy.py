@@ -21,6 +21,9 @@ class _Module:
     def __getattr__(self, attribute: str) -> Any:
         return getattr(import_module(self._name), attribute)
 
+    def __reduce__(self) -> tuple[type[_Module], tuple[str]]:
+        return _Module, (self._name,)
+
 
 class _Package:
     """What ``from package import module`` looks into."""
@@ -37,18 +40,22 @@ class _OnFirstUse:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # other threads import while a module is in its block
+        self._blocks: list[dict[str, Any]] = []  # the modules; a signal may import another one in between
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._module, self._import = sys._getframe(1).f_globals, builtins.__import__
-        builtins.__import__ = self._defer
+        if not self._blocks:
+            self._import, builtins.__import__ = builtins.__import__, self._defer
+        self._blocks.append(sys._getframe(1).f_globals)
 
     def __exit__(self, *error: object) -> None:
-        builtins.__import__ = self._import
+        self._blocks.pop()
+        if not self._blocks:
+            builtins.__import__ = self._import
         self._lock.release()
 
     def _defer(self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        if globals is not self._module:
+        if globals is not self._blocks[-1]:
             return self._import(name, globals, locals, fromlist, level)
         package = name if fromlist else name.rpartition(".")[0]  # `import numpy.typing as npt` looks into numpy
         return _Package(package) if package else _Module(name)

@@ -1,7 +1,9 @@
 """The program: help, exit codes, one-line errors, and every command that makes images once with small data."""
 
+import builtins
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import pytest
 
 from monai_diffae import __version__, cli
 from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.apps.settings import Training
+from monai_diffae.lazy import on_first_use
 
 
 def test_the_program_as_a_process_answers_without_loading_torch_and_ends_with_the_exit_code():
@@ -98,6 +102,39 @@ def test_an_option_with_several_values_can_be_followed_by_another_one():
     assert given["conditions"].steps == [5, 9]
     writing = cli.parse(cli.build_app(), ["probe", "table.csv", "--dpi", "300", "--overwrite"])[1].arguments["writing"]
     assert (writing.figure_format, writing.dpi, writing.overwrite) == ("png", 300, True)
+
+
+def test_a_key_of_the_configuration_is_an_option():
+    words = ["train", "b", "scans.csv", "--max-epochs", "5", "--columns#head-size=x", "--image_size", "[8,8]"]
+    arguments = cli.parse(cli.build_app(), words)[1].arguments
+    keys = {"max_epochs": 5, "columns#head-size": "x", "image_size": [8, 8]}
+    assert Training().with_keys(arguments["keys"]).overrides == keys
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--network_def.encoder.z_grid 2", "separated by #, not by a dot"),
+        ("--max_epochs 5 6", "'5 6' are several values"),
+        ("--z-channels 4 --z_channels 8", "z_channels: is given twice"),
+        ("--minute 5", "did you mean --minutes, or 'max_minutes'?"),
+    ],
+)
+def test_a_key_that_is_not_clear_is_refused(run, small_cohort, tmp_path, words, message):
+    code, _, errors = run("train", tmp_path / "bundle", small_cohort, *words.split())
+    assert code == 2
+    assert message in errors
+
+
+def test_a_block_of_imports_inside_another_one_ends_with_pythons_own_import():
+    own = builtins.__import__
+    with on_first_use:
+        with on_first_use:
+            import torch
+        import numpy as np
+    assert builtins.__import__ is own
+    assert pickle.loads(pickle.dumps(torch)).__name__ == "torch"
+    assert np.ones(1)
 
 
 def test_debug_shows_the_traceback(monkeypatch, tmp_path):

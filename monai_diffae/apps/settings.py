@@ -56,6 +56,16 @@ def _values(type_: Any, tokens: Sequence[Token]) -> dict[str, Any]:
     return {name: _value(text) for name, text in pairs(type_, tokens).items()}
 
 
+def _key(type_: Any, tokens: Sequence[Token]) -> Any:
+    """The value of an option that is a key of a configuration."""
+    if isinstance(tokens, Mapping):  # of --network_def.encoder.z_grid
+        raise ValueError("the parts of a key are separated by #, not by a dot")
+    if len(tokens) > 1:
+        words = " ".join(token.value for token in tokens)
+        raise ValueError(f"{words!r} are several values; a list is [64,64], and arguments without a name come first")
+    return _value(tokens[0].value)
+
+
 def _value(text: str) -> Any:
     """A text as JSON if it can be read as JSON, else itself."""
     words = {"true": True, "false": False, "none": None, "null": None}
@@ -87,7 +97,7 @@ LabelKinds = Annotated[
 ]
 NamedFiles = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=pairs)]
 Overrides = Annotated[Mapping[str, Any], Parameter(accepts_keys=False, n_tokens=-1, converter=_values)]
-Key = Annotated[Any, Parameter(converter=lambda type_, tokens: _value(tokens[0].value))]
+Key = Annotated[Any, Parameter(n_tokens=-1, converter=_key)]
 Sequences = Annotated[Sequence[str], Parameter(consume_multiple=True)]
 Numbers = Annotated[Sequence[float], Parameter(converter=_numbers)]
 
@@ -257,8 +267,14 @@ class Planning:
 
     def with_keys(self: PlanningOrTraining, keys: Mapping[str, Any]) -> PlanningOrTraining:
         """These decisions with further overrides, which were given as options: ``--max_epochs 20``."""
-        given = {name.replace("-", "_"): value for name, value in keys.items()}
-        return replace(self, overrides={**self.overrides, **given})
+        overrides = dict(self.overrides)
+        for name, value in keys.items():
+            root, *rest = name.split("#")
+            key = "#".join([root.replace("-", "_"), *rest])
+            if key in overrides:
+                raise ConfigError(f"{key}: is given twice; omit one")
+            overrides[key] = value
+        return replace(self, overrides=overrides)
 
 
 @Parameter(name="*", group=Group("Training", sort_key=4))
@@ -278,9 +294,6 @@ class Training(Planning):
     """Start from the first step, and replace the existing model."""
     strict: bool = False
     """End with exit code 3 if any case cannot be used; by default only if more than 10 % of them cannot."""
-
-
-# -- processes that share the work: those of ``torchrun``, or the jobs of a Slurm array --------------------------------
 
 
 @Parameter(name="*", group=Group("Encoder", sort_key=1))
@@ -349,6 +362,9 @@ class PageRun:
     """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""
     overwrite: bool = False
     """Replace existing results."""
+
+
+# -- processes that share the work: those of ``torchrun``, or the jobs of a Slurm array --------------------------------
 
 
 @dataclass(frozen=True)

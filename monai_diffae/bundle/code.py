@@ -165,6 +165,15 @@ _SAFE_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 _MORE_IN_TRAININGS = (
+    *(  # of earlier versions
+        f"monai_diffae.{name}"
+        for name in (
+            "apps.evaluation.calibrate_trained",
+            "bundle.check_image_size",
+            "bundle.check_monai_weights",
+            "handlers.log_bundle",
+        )
+    ),
     *(
         name
         for module, short in (

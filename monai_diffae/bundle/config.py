@@ -102,8 +102,9 @@ def check_image_size(
     Raises:
         ConfigError: it cannot; the message names the nearest usable size.
     """
-    own = getattr(network, "size_divisors", (1,) * len(image_size))
-    divisors = [f * d for f, d in zip(getattr(first_stage, "size_divisors", (1,) * len(own)), own, strict=False)]
+    outer = getattr(first_stage, "size_divisors", (1,) * len(image_size))
+    own = getattr(network, "size_divisors", (1,) * len(outer))
+    divisors = [f * d for f, d in zip(outer, own, strict=False)]
     given = f"image_size is {quoted(list(image_size))}"
     if len(image_size) != len(divisors):
         raise ConfigError(f"{given}; a {len(divisors)}D network takes {len(divisors)} sizes")

@@ -142,7 +142,7 @@ def _drop_repetition(items: Any, id: str) -> None:
 def check_all_set() -> None:
     """Check that the running configuration has all values that it needs, when its run starts.
 
-    Changes of keys that this run does not use are refused, but those of a training.
+    Changes of keys that this run does not use are refused, except in a training.
     """
     config, workflow = running_config(), _on_call_stack(ConfigWorkflow)
     check_required_values(config)
@@ -387,7 +387,7 @@ def check_training(
     workload = checked_workload(parser, network, first_stage)
     if memory and parser["dataset_dir"] != "???":
         check_memory(network, workload)
-    if not parser["overwrite"]:
+    if not parser.get_parsed_content("overwrite"):
         check_monai_weights(network, folder)
 
 

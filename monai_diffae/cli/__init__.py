@@ -1,6 +1,7 @@
 """The program ``monai-diffae``: it reads the commands off :data:`~monai_diffae.apps.commands.COMMANDS`."""
 
 import ctypes
+import difflib
 import errno
 import inspect
 import json
@@ -203,6 +204,9 @@ def _with_dashes(message: str, names: Collection[str]) -> str:
     name = message.partition(":")[0]
     if name in names:
         message = f"--{message.replace(name, name.replace('_', '-'), 1)}"
+    unknown = re.match(r"unknown config key '(\w+)'", message)
+    if unknown and (option := difflib.get_close_matches(unknown[1], names, 1)):
+        message = message.replace("did you mean", f"did you mean --{option[0].replace('_', '-')}, or")
     options = {**{name: name for name in names}, "output_dir": "out", "dataset_dir": "cohort"}
     advice = rf"\b(set|add|omit|another) ({'|'.join(options)})\b"
     return re.sub(advice, lambda match: f"{match[1]} --{options[match[2]].replace('_', '-')}", message)

@@ -336,7 +336,7 @@ def learning_rate_schedule(
                 f"lr_schedule: 'cosine' ends at step {total_steps} with a learning rate of 0, but the training "
                 "continues; in federated training, add configs/overlays/federated.json and set num_rounds to all rounds"
             )
-        done = (step - warmup_steps) / (total_steps - warmup_steps)
+        done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
         return 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ class RunningStatistics:
 
     optimizer: torch.optim.Optimizer
     every: int = 20
-    images_per_step: int = 0  #: ignored: earlier configurations give it
+    images_per_step: int = field(default=0, kw_only=True)  #: ignored: earlier configurations give it
     _step_started = 0.0
 
     def attach(self, engine: Workflow) -> None:

@@ -35,7 +35,7 @@ class BadScans:
     failures: Sequence[Failure] = ()  #: those from listing the cohort
     enabled: bool = True  #: False on ranks other than 0
     cases: Sequence[Case] = ()
-    #: instead of ``failures`` and ``cases``
+    #: the cohort, with more failures and all cases
     cohort: SplitCohort = SplitCohort([])  # noqa: RUF009 - nobody changes it
 
     def attach(self, engine: Workflow) -> None:

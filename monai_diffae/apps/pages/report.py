@@ -39,8 +39,8 @@ def report(
     results are in ``out``, too; each section shows its command. The same command resumes after an interruption:
     complete steps are skipped. A step that fails is omitted, and the page says why.
 
-    With ``against``, the page shows several models: curves, the same cases, quality, maps and probes side by side;
-    ``evaluate`` compares them with the first one, case by case, and each has a folder in ``out``.
+    With ``against``, ``out/comparison.html`` shows several models: curves, the same cases, quality, maps and probes
+    side by side. ``evaluate`` compares them with the first one, case by case, and each has a folder in ``out``.
 
     The page contains images of patients. It contains the ids of the table, but no folders and no patients' names.
 
@@ -67,8 +67,9 @@ def report(
         models[0].collect()
     logger.info("\nWrite the page")
     values = sections.Report(models).values()
-    page = html.write_page(out / "report.html", "report.html", embed=run.embed, **values)
-    if run.embed:
+    file = out / ("comparison.html" if against else "report.html")
+    page = html.write_page(file, "report.html", embed=run.embed, **values)
+    if run.embed and not against:
         log_to_training(bundle, {}, [page], "report", is_private=True)
     return page_result(page, steps.outcomes, values["answers"])
 

@@ -55,7 +55,7 @@ def distill(
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
         steps: Network evaluations of the fast decoder, 1 to 8; by default the bundle's: 4.
-        keys: Any keys of the bundle's configuration, e.g. ``--max_epochs 20 --image_size [96,96]``.
+        keys: Any keys of ``configs/distill.json``, e.g. ``--learning_rate 0.0001``.
 
     Returns:
         The folder of the bundle and the number of cases that could not be used.

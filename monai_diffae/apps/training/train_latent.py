@@ -45,7 +45,7 @@ def train_latent(
         cohort: The cohort on which the bundle was trained: folder, CSV/TSV or MONAI datalist.
         out: Folder for the results and a copy of the autoencoder; by default the bundle's own.
         embeddings: Table ``embeddings.parquet`` of that cohort, made with this bundle, instead of the cohort.
-        keys: Any keys of the bundle's configuration, e.g. ``--max_epochs 20 --image_size [96,96]``.
+        keys: Any keys of ``configs/train_latent.json``, e.g. ``--learning_rate 0.0001``.
 
     Returns:
         The folder of the bundle and the number of cases that could not be embedded.
