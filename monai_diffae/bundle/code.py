@@ -5,6 +5,7 @@ evaluated, and ``%file.json`` inserts another file. A model file may name only w
 shipped ones contain; anything else runs only within :func:`trusting`.
 """
 
+import difflib
 import functools
 import json
 import os
@@ -285,8 +286,10 @@ def _refers_to_place(text: str) -> bool:
 def _code_of_item(key: str, item: Any, id: str, places: bool) -> Iterator[str]:
     name = re.split("#|::", key)[-1].removeprefix("+")
     if name == "_target_":
-        if not (isinstance(item, str) and item in _shipped_code()[0]):
-            yield f"the target {quoted(str(item))} at {quoted(id)}"
+        known = _shipped_code()[0]
+        if not (isinstance(item, str) and item in known):
+            near = difflib.get_close_matches(str(item), known, 1, 0.9)  # a typing error
+            yield f"the target {quoted(str(item))} at {quoted(id)}{f' (or is it {near[0]}?)' if near else ''}"
     elif not is_safe(name, item):
         hint = ' (set "pretrained": false)' if name == "pretrained" else ""  # perhaps the default
         yield f"the argument {quoted(str(item))} at {quoted(id)}{hint}"

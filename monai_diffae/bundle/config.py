@@ -129,7 +129,7 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
     used = references(config) | known | (_RUN_IDS if known else _STANDARD_IDS)
     for key in config:
         if key not in used:
-            raise ConfigError(_unknown(key, used))
+            raise ConfigError(unknown_key(key, used))
     for section in ("train", "validate"):
         pattern = rf"[@%]{section}(?:{SEPARATOR.pattern})(\w+)"
         used = _SECTION_IDS | {key for text in strings(config) for key in re.findall(pattern, text)}
@@ -138,7 +138,7 @@ def check_config(config: dict[str, Any], known: Set[str] = frozenset()) -> None:
             raise ConfigError(f"{section}: is {quoted(content)}; it must be a section with keys")
         for key in content:
             if "_target_" not in content and key not in used:
-                raise ConfigError(_unknown(f"{section}#{key}", used))
+                raise ConfigError(unknown_key(f"{section}#{key}", used))
     check_arguments(config)
 
 
@@ -200,7 +200,8 @@ def _parameters(target: Any, locator: parsing.ModuleLocator) -> Set[str] | None:
     return None
 
 
-def _unknown(id: str, used: set[str]) -> str:
+def unknown_key(id: str, used: set[str]) -> str:
+    """The message about a key that nothing uses, with the most similar one."""
     hint = _nearest(id.rpartition("#")[2], used)
     return f"unknown config key {quoted(id)}: nothing in the configuration uses it{hint}"
 

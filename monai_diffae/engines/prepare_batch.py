@@ -70,6 +70,7 @@ class AutoencoderPrepareBatch(DiffusionPrepareBatch):
 
         def clean_images(key: str) -> Tensor:
             images: Tensor = batchdata[key].to(device, non_blocking=non_blocking, **kwargs)
+            images = images.as_subclass(Tensor)  # of a MetaTensor, which losses and checkpoints would become, too
             return images if self.first_stage is None else self.first_stage.encode(images)
 
         self._draws = batchdata.get("draws")

@@ -42,8 +42,9 @@ class NetworkPart:
 
     @property
     def larger_size(self) -> tuple[int, ...]:
-        """Another spatial size that it takes."""
-        return tuple(size + divisor for size, divisor in zip(self.size, self.divisors, strict=True))
+        """Another spatial size that it takes; a network of one size, such as a ViT, may not notice a small change."""
+        first, *others = self.size
+        return 2 * first, *(size + divisor for size, divisor in zip(others, self.divisors[1:], strict=True))
 
     def example(self, batch: int, size: Sequence[int]) -> tuple[Tensor, ...]:
         """Inputs of this batch and image size: always the same random values, and times from 0 to 999."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_diffae.diffusion import DiffusionSchedule
@@ -78,6 +79,12 @@ def noise_and_timesteps(step, batch_size, rank=0, world_size=1, seed=0, size=8):
     batch = {"image": torch.zeros(batch_size, 1, size, size), "draws": sampler.draws(step)}
     *_, inputs = prepare(batch, torch.device("cpu"))
     return inputs["noise"], inputs["timesteps"]
+
+
+def test_images_of_monais_datasets_become_plain_tensors_as_a_checkpoint_may_hold_their_loss():
+    batch = {"image": MetaTensor(torch.zeros(2, 1, 4, 4))}
+    images, target, _, inputs = AutoencoderPrepareBatch(DiffusionSchedule())(batch, torch.device("cpu"))
+    assert {type(each) for each in (images, target, *inputs.values())} == {torch.Tensor}
 
 
 @pytest.mark.goal(id="R18")

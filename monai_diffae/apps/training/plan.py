@@ -16,7 +16,7 @@ from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Key, Planning, colour_values
 from monai_diffae.bundle.code import check_code
-from monai_diffae.bundle.config import build, check_dimensions, find_device, sequence_values
+from monai_diffae.bundle.config import build, check_dimensions, find_device, sequence_values, unknown_key
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
@@ -102,7 +102,7 @@ class Plan:
         yield f"predicted time: {table}"
         yield f"the network sees {counted(table.num_images, 'image')} in {counted(table.num_steps, 'step')}"
         if table.total_s > self.budget_s:
-            yield "even one epoch takes longer than the given time, so max_minutes will end it early: give more minutes"
+            yield "this takes longer than the given time, so max_minutes will end it early: give more minutes"
         if table.num_images < self.needed_images:
             are_few = len(self.survey.ids) < FEW_SCANS[len(self.settings["image_size"])]
             advice = "with so few scans, more scans help rather than more minutes" if are_few else "give more minutes"
@@ -200,7 +200,7 @@ def plan(
     check_code(overrides, "overrides", places=False)
     for key in overrides:
         if (key.rpartition("#")[0] or key) not in parser:
-            raise ConfigError(f"{key}: the bundle's train.json has no such key; see it for those it has")
+            raise ConfigError(unknown_key(key, set(parser.get())))
     survey = _without_other_colours(survey, cases, {**parser.get(), **overrides})
     parser.update({"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}})
     parser.update(overrides)

@@ -61,6 +61,12 @@ def check(file):
     assert file.difference <= TOLERANCE
 
 
+def test_a_network_that_takes_a_single_size_is_said_to(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 8, stride=8), torch.nn.Flatten(), torch.nn.Linear(32, 3)).eval()
+    part = NetworkPart("encoder", module, "image", 1, (32, 32), (4, 4), "z_sem")  # 36 x 36 gives 4 x 4 cells, too
+    assert not write_network(part, "pt2", tmp_path).size_is_free
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_no_file_names_folders_of_this_machine(tmp_path, format):
     if format == "onnx":

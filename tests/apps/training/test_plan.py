@@ -133,7 +133,7 @@ def test_what_cannot_be_planned_is_one_line(volumes, machine):
         plan(volumes, device="cpu", memory_gib=1e-4, overrides=large)
     assert "\n" not in str(caught.value)
     for options, message in (
-        ({"overrides": {"batch_sise": 3}}, "batch_sise: the bundle's train.json has no such key"),
+        ({"overrides": {"batch_sise": 3}}, "did you mean 'batch_size'"),
         ({"bundle": "autoencoder_kl_3d"}, "channel_mult: the network has no such key .*diffusion autoencoder"),
         ({"overlays": [OVERLAY]}, "^first_stage_bundle: is required; give a trained"),
     ):
@@ -170,7 +170,7 @@ def test_the_coarsest_grid_with_a_warning_if_the_time_is_too_short(heads, machin
     assert "z_sem may hardly be used after so few images; about 1500 are needed: with so few scans" in printed
     machine.pixels_per_second = 10
     _, printed, _ = run("plan", heads, "--minutes", 2, "--device", "cpu")
-    assert "even one epoch takes longer than the given time, so max_minutes will end it early" in printed
+    assert "this takes longer than the given time, so max_minutes will end it early" in printed
 
 
 CONFIG = {"num_pictures": 4, "calibration_cases": 64, "ema_decay": 0.999, "probe_interval": 5, "picture_steps": 20}
