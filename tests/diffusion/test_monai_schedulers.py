@@ -106,7 +106,7 @@ def test_our_own_schedule_steps_as_ddim():
         (RFlowScheduler(use_timestep_transform=True), "use_timestep_transform is not supported"),
         (RFlowScheduler(sample_method="logit-normal", loc=1.0), "loc and scale are not supported"),
         (RFlowScheduler(use_discrete_timesteps=False), "use_discrete_timesteps=false is not supported"),
-        (logging, "schedule is a module"),
+        (logging, "a module is none"),
     ],
 )
 def test_what_cannot_be_used_is_refused(scheduler, said):

@@ -16,7 +16,7 @@ from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Key, Planning, colour_values
 from monai_diffae.bundle.code import check_code
-from monai_diffae.bundle.config import build, check_dimensions, find_device, sequence_values, unknown_key
+from monai_diffae.bundle.config import build, check_dimensions, check_rules, find_device, sequence_values, unknown_key
 from monai_diffae.bundle.folders import shipped_bundle
 from monai_diffae.data.cases import Case
 from monai_diffae.data.progress import count_by_label, track
@@ -204,6 +204,7 @@ def plan(
     survey = _without_other_colours(survey, cases, {**parser.get(), **overrides})
     parser.update({"dataset_dir": str(cohort), **{f"columns#{word}": name for word, name in columns.items()}})
     parser.update(overrides)
+    check_rules(parser.get())
     machine = speeds.open_machine(parser.get(), overrides, budget, target)
     options = speeds.grid_options(machine, survey)
     train, val = _split(parser, survey)
