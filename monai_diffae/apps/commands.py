@@ -1,4 +1,4 @@
-"""The list of commands. Their help, options, checks, bundle runs and the door of the package are made from it."""
+"""The list of commands. Their help, options, checks and bundle runs are made from it."""
 
 import inspect
 import json

@@ -1,6 +1,6 @@
 """Bundle folders: their files, the model in them, and the training that makes it.
 
-The names below are imported when they are first used, as most of them load torch and MONAI.
+The names in ``__init__.pyi`` are imported when they are first used, as most of them load torch and MONAI.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Scans, cohorts and splits, from files to arrays. This package does not use networks.
 
-The names below are imported when they are first used, so that reading a cohort loads no torch.
+The names in ``__init__.pyi`` are imported when they are first used, so that reading a cohort loads no torch.
 """
 
 import lazy_loader

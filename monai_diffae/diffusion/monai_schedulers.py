@@ -42,7 +42,9 @@ def as_schedule(scheduler: Scheduler) -> DiffusionSchedule:
         return scheduler
     if not isinstance(scheduler, (DDPMScheduler, DDIMScheduler, PNDMScheduler, RFlowScheduler)):
         kind = type(scheduler).__name__
-        raise ConfigError(f"diffusion, or schedule: a {kind} is none; use a DiffusionSchedule or MONAI's DDPM, DDIM, PNDM or RFlow")
+        raise ConfigError(
+            f"diffusion, or schedule: a {kind} is none; use a DiffusionSchedule or MONAI's DDPM, DDIM, PNDM or RFlow"
+        )
     values = vars(scheduler)
     clip_range = tuple(values["clip_sample_values"]) if values.get("clip_sample") else None
     return _converted(scheduler, values["prediction_type"], clip_range)

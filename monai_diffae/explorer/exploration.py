@@ -22,11 +22,11 @@ from torch import Tensor
 
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.embedding.embed import embed
-from monai_diffae.apps.provenance import check_same_model, warn_of_other_preprocessing
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Decoding, Reading, Run, Sampling
 from monai_diffae.apps.synthesis.combine import Axes, Combination, write_combined
 from monai_diffae.apps.synthesis.fit_direction import read_direction
+from monai_diffae.apps.table_origin import check_same_model, warn_of_other_preprocessing
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.cases import Case

@@ -1,7 +1,7 @@
 """A MONAI Label app that serves a trained bundle: inference, active learning and training at the annotator's side.
 
 Only this folder depends on MONAI Label (0.8.5, and its unreleased successor). ``monailabel`` is imported when a
-name below is first used, so the commands ``label-app`` and ``label-server`` are quick.
+name of ``__init__.pyi`` is first used, so the commands ``label-app`` and ``label-server`` are quick.
 """
 
 import lazy_loader

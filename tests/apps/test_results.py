@@ -14,7 +14,8 @@ from PIL import Image
 import monai_diffae as mdae
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import Command
-from monai_diffae.apps.result import Result, finished, run_once, write_record
+from monai_diffae.apps.record import finished, run_once, write_record
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.steps import Steps
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import BusyError, CohortError, ConfigError

@@ -18,7 +18,8 @@ from annotated_types import Ge, Lt
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, finished, only_run, write_record
+from monai_diffae.apps.record import finished, only_run, write_record
+from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Choice, Encoder, Encoding, Process, Reading, Run, colour_values, this_process
 from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions
@@ -32,8 +33,8 @@ from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour, Features
 
 with on_first_use:
-    from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
+    from monai_diffae.apps import table_origin
     from monai_diffae.apps.embedding import encoders
     from monai_diffae.apps.embedding import encoding as coding
     from monai_diffae.apps.embedding import tables as table_making
@@ -220,7 +221,7 @@ class _Tables:
         complete = [finished("embed", file, [file], each, overwrite=overwrite) for file, each in self.files.items()]
         if (figures := complete[0]) is None or None in complete:
             return None
-        provenance.check_scans(self.path, self.chosen.cases, self.states)
+        table_origin.check_scans(self.path, self.chosen.cases, self.states)
         logger.info("%s is complete; nothing to do (overwrite replaces it)", self.path.name)
         if self.encoder == "trained":
             self.session.warn_if_unlike(embeddings.z_matrix(embeddings.read_embeddings(self.path)))
@@ -274,7 +275,7 @@ class _Tables:
             session.warn_if_unlike(embeddings.z_matrix(frames[0]))
         result, scans = (
             self._result(len(frames[0]), len(failures)),
-            provenance.scans_record(self.states, encoded.contents),
+            table_origin.scans_record(self.states, encoded.contents),
         )
         for file, made_from in self.files.items():  # first all, in case the run is killed before the last is written
             write_record("embed", file, made_from)

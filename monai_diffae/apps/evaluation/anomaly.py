@@ -12,7 +12,8 @@ from annotated_types import Ge, Le
 
 from monai_diffae import metrics, pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
+from monai_diffae.apps.record import remove_images, run_once
+from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.atomic import write_atomic, write_csv

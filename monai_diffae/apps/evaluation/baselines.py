@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.apps.provenance import preprocessing_differences, safe_overrides, warn_if_cohort_changed
 from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.apps.table_origin import preprocessing_differences, safe_overrides, warn_if_cohort_changed
 from monai_diffae.data import embeddings as tables
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError

@@ -13,7 +13,8 @@ from annotated_types import Ge
 
 from monai_diffae import inferers, latents, metrics, pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, run_once
+from monai_diffae.apps.record import run_once
+from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Figures, Reading, Run, Seed, ValidationChoice
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_csv

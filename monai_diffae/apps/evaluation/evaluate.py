@@ -17,7 +17,8 @@ from monai_diffae import metrics
 from monai_diffae.apps.command import command
 from monai_diffae.apps.evaluation import quality_tables
 from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row
-from monai_diffae.apps.result import Result, failed_cases, finished, run_once
+from monai_diffae.apps.record import finished, run_once
+from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Decoding, Process, Reading, Run, Seed, Split, this_process
 from monai_diffae.apps.tracking import log_to_open_run, log_to_training
 from monai_diffae.bundle.config import preprocessing_config
@@ -33,8 +34,8 @@ from monai_diffae.lazy import on_first_use
 with on_first_use:
     import pandas as pd
 
-    from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
+    from monai_diffae.apps import table_origin
     from monai_diffae.apps.evaluation import quality
     from monai_diffae.bundle import loading
 
@@ -369,7 +370,7 @@ class _Evaluation:
         first, *others = self.models
         names = {first.name}
         for other in others:
-            if differing := provenance.differences(first.preprocessing, other.preprocessing):
+            if differing := table_origin.differences(first.preprocessing, other.preprocessing):
                 reason = f"the preprocessing differs from that of {first.name} in {', '.join(differing)}"
                 self._omit(other.name, "differences", reason)
             else:

@@ -14,7 +14,8 @@ from cyclopts import Group, Parameter
 
 from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.record import run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed, UnbatchedRun
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
@@ -32,8 +33,8 @@ with on_first_use:
     import pandas as pd
     import torch
 
-    from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
+    from monai_diffae.apps import table_origin
     from monai_diffae.bundle import loading
     from monai_diffae.data import embeddings as tables
 
@@ -173,7 +174,7 @@ class _NeighborSearch:
             is_same_kind = len(tables.z_columns(rows)) == len(tables.z_columns(table)) and all(
                 (pooled in rows) == (pooled in table) for pooled in ("slices", "patches")
             )
-            origins = [provenance.origin_of(file) for file in (queries, embeddings)]
+            origins = [table_origin.origin_of(file) for file in (queries, embeddings)]
             has_other_wide = len({origin.get("wide") for origin in origins} - {None}) > 1
             if not is_same_kind or has_other_wide or origins[0]["model"] != origins[1]["model"]:
                 raise ConfigError(
@@ -181,7 +182,7 @@ class _NeighborSearch:
                     f"{embeddings.name}; embed both in the same way"
                 )
             recorded = table.attrs.get("monai_diffae", {}).get("preprocessing")
-            if differ := provenance.preprocessing_differences(rows, recorded) if recorded is not None else []:
+            if differ := table_origin.preprocessing_differences(rows, recorded) if recorded is not None else []:
                 logger.warning(
                     "%s and %s were made with different preprocessing (%s), so distances and scores say little; embed "
                     "both in the same way",
@@ -378,12 +379,12 @@ class CaseImages:
     ) -> CaseImages:
         """Open the cohorts with the bundle that made the embeddings, or whose preprocessing another encoder used."""
         bundle = settings.bundle or Path()
-        if provenance.origin_of(files[0])["encoder"] == "trained" or settings.reconstruction_error:
-            provenance.check_same_model(files[0], bundle)
+        if table_origin.origin_of(files[0])["encoder"] == "trained" or settings.reconstruction_error:
+            table_origin.check_same_model(files[0], bundle)
             trained = sessions.open_bundle(bundle, decoding=decoding, run=run)
         else:
             run = replace(
-                run, overrides={**provenance.safe_overrides(tables.read_embeddings(files[0])), **run.overrides}
+                run, overrides={**table_origin.safe_overrides(tables.read_embeddings(files[0])), **run.overrides}
             )
             trained = loading.load_untrained(bundle, run.device, run.overrides)
         cohorts = [cohort for cohort in (settings.cohort, settings.query_cohort) if cohort is not None]
@@ -400,7 +401,7 @@ class CaseImages:
         return self.table_session.made_from(
             decodes=settings.reconstruction_error,
             query_cohort=self.query_session.cohort.fingerprint,
-            scans=[provenance.content_of_scans(each.cohort.cases, self.files) for each in both],
+            scans=[table_origin.content_of_scans(each.cohort.cases, self.files) for each in both],
             reconstruction_error=errors if settings.reconstruction_error else None,
         )
 
@@ -409,11 +410,11 @@ class CaseImages:
         both = (self.table_session, self.query_session)
         cohorts = (self.settings.cohort, self.settings.query_cohort or self.settings.cohort)
         for file, table, session, cohort in zip(self.files, rows, both, cohorts, strict=False):
-            if differ := provenance.preprocessing_differences(table, session.trained.config):
+            if differ := table_origin.preprocessing_differences(table, session.trained.config):
                 folder = session.trained.folder.resolve().name
                 text = "images: the preprocessing of %s differs from that of %s: %s"
                 logger.warning(text, folder, file.name, ", ".join(differ))
-            provenance.warn_if_cohort_changed(table, session.cohort, str(cohort), "images")
+            table_origin.warn_if_cohort_changed(table, session.cohort, str(cohort), "images")
 
     def reconstruction_errors(self, session: sessions.Session, ids: Sequence[str]) -> pd.DataFrame:
         """The mean squared error of decoded images in the model's range, one row per case."""

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, run_once, table_lines
+from monai_diffae.apps.record import run_once
+from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, Comparison, LabelKinds, Reading, Seed, Split, Writing
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case

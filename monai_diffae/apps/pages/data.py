@@ -15,7 +15,7 @@ from pyarrow.parquet import read_schema
 
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.evaluation.verdicts import Verdict
-from monai_diffae.apps.result import read_record, record_of
+from monai_diffae.apps.record import read_record, record_of
 from monai_diffae.apps.session import Session, split_for
 from monai_diffae.apps.settings import PageRun, Run, Topics
 from monai_diffae.apps.steps import Outcome, Step, Steps

@@ -20,7 +20,7 @@ from monai_diffae.apps.pages.figures import Axes, Series, line_chart
 from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, edit_frames, sample_thumbnails
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
 from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
-from monai_diffae.apps.result import read_record, record_of
+from monai_diffae.apps.record import read_record, record_of
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.embeddings import knows_patients, label_columns, split_origin

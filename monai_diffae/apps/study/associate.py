@@ -16,7 +16,8 @@ from rich.table import Table
 from monai_diffae import pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line, find_command
-from monai_diffae.apps.result import Result, run_once, table_lines
+from monai_diffae.apps.record import run_once
+from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Writing
 from monai_diffae.apps.study.cases import StudyCases, StudyChoice
 from monai_diffae.apps.tracking import log_to_open_run

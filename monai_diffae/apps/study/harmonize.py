@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 from cyclopts import Group, Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.record import run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.study.cases import read_repeated
 from monai_diffae.data.atomic import write_atomic, write_csv

@@ -10,7 +10,8 @@ from typing import Any
 
 from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.record import run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed, Split, Writing
 from monai_diffae.apps.study.cases import read_repeated, training_components
 from monai_diffae.apps.synthesis.fit_direction import read_direction
@@ -24,7 +25,7 @@ with on_first_use:
     import numpy as np
     import pandas as pd
 
-    from monai_diffae.apps import provenance
+    from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
     from monai_diffae.latents import statistics, targets
 
@@ -139,9 +140,11 @@ def _measurements(
     for file in directions:
         if file.stem in {name for _, name in measures}:
             raise ConfigError(f"directions: two measurements are called '{file.stem}'; rename the file")
-        provenance.check_z_sem(path)
+        table_origin.check_z_sem(path)
         z_sem, line = tables.z_matrix(rows), read_direction(file)
-        line.check_fits(provenance.origin_of(path)["model"], z_sem.shape[1], provenance.recorded_preprocessing(rows))
+        line.check_fits(
+            table_origin.origin_of(path)["model"], z_sem.shape[1], table_origin.recorded_preprocessing(rows)
+        )
         measures["score", file.stem] = line.distance(z_sem) / line.std
     return normalised, pd.DataFrame(measures)
 

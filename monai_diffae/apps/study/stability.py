@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from monai_diffae import pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.record import run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed, Writing
 from monai_diffae.apps.study.cases import StudyCases, StudyChoice
 from monai_diffae.apps.tracking import log_to_open_run

@@ -16,7 +16,8 @@ from cyclopts import Group, Parameter
 
 from monai_diffae import latents, transforms
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, remove_images, run_once
+from monai_diffae.apps.record import remove_images, run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun, pairs
 from monai_diffae.apps.synthesis.edit import Detail
 from monai_diffae.apps.synthesis.fit_direction import read_direction
@@ -32,8 +33,8 @@ with on_first_use:
     import torch
 
     from monai_diffae import bundle as bundles
-    from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
+    from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
     from monai_diffae.inferers import paths
 
@@ -140,8 +141,8 @@ class Axes:
         axes = cls({name: read_direction(name, trained) for name in moves.directions})
         checksums: dict[str, Any] = {"direction_files": [file_checksum(Path(name)) for name in moves.directions]}
         if moves.embeddings is not None:
-            provenance.check_same_model(moves.embeddings, trained.folder)
-            provenance.warn_of_other_preprocessing(moves.embeddings, trained)
+            table_origin.check_same_model(moves.embeddings, trained.folder)
+            table_origin.warn_of_other_preprocessing(moves.embeddings, trained)
         if not moves.components:
             return axes, checksums
         if moves.embeddings is None:

@@ -12,7 +12,8 @@ from cyclopts import Group, Parameter
 
 from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
+from monai_diffae.apps.record import remove_images, run_once
+from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
 from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
@@ -29,8 +30,8 @@ with on_first_use:
     import torch
 
     from monai_diffae import bundle as bundles
-    from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
+    from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
     from monai_diffae.data import masks
     from monai_diffae.latents import representation
@@ -306,8 +307,8 @@ class _Edits:
 
 def table_of_patients(embeddings: Path, trained: bundles.TrainedBundle) -> tuple[pd.DataFrame, PatientKey]:
     """Embeddings by this bundle, of two patients or more, and the key of their hashes."""
-    provenance.check_same_model(embeddings, trained.folder)
-    provenance.warn_of_other_preprocessing(embeddings, trained)
+    table_origin.check_same_model(embeddings, trained.folder)
+    table_origin.warn_of_other_preprocessing(embeddings, trained)
     table = tables.read_embeddings(embeddings)
     if "patient" not in table or table["patient"].nunique() < 2:
         raise CohortError("embeddings: the table has no two patients to compare; embed a cohort with a column patient")

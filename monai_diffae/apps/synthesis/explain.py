@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from monai_diffae import latents, pictures, transforms
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
+from monai_diffae.apps.record import remove_images, run_once
+from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import BalancedChoice, Decoding, Reading, UnbatchedRun
 from monai_diffae.apps.synthesis import edit, shortcuts
 from monai_diffae.apps.synthesis.edit import CasePicture, EditedImages

@@ -24,7 +24,7 @@ from monai_diffae.policies import PathLike
 
 with on_first_use:
     from monai_diffae import bundle as bundles
-    from monai_diffae.apps import provenance
+    from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
 
 Kind = Literal["classes", "numbers"]
@@ -81,21 +81,21 @@ def fit_direction(
         ConfigError: the label column does not exist, its labels give no direction, or ``out`` exists already.
     """
     table = tables.read_training_rows(embeddings)
-    provenance.check_z_sem(embeddings)
+    table_origin.check_z_sem(embeddings)
     tables.check_labels(table, {"target": [target]})
     patients = table["patient"].tolist() if "patient" in table else None
     direction = latents.fit_direction(
         tables.z_matrix(table),
         table[target].tolist(),
         target=target,
-        model=provenance.origin_of(embeddings)["model"],
+        model=table_origin.origin_of(embeddings)["model"],
         groups=patients,
         positive=fitting.positive,
         kind=fitting.kind or "auto",
         max_cases=fitting.max_cases,
         seed=seed,
     )
-    direction = replace(direction, preprocessing=provenance.recorded_preprocessing(table))
+    direction = replace(direction, preprocessing=table_origin.recorded_preprocessing(table))
     content = direction.to_json()
     existing = json_content(out) if out.exists() else content
     is_direction = isinstance(existing, dict) and existing.get("format") == content["format"]

@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, images_in, remove_images, run_once
+from monai_diffae.apps.record import images_in, remove_images, run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Run, Sampling, Seed
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.apps.tracking import log_to_open_run

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from monai_diffae import latents
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, record_of, run_once
+from monai_diffae.apps.record import record_of, run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.apps.tracking import log_to_open_run
@@ -22,7 +23,7 @@ with on_first_use:
     import numpy as np
     import pandas as pd
 
-    from monai_diffae.apps import provenance
+    from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
     from monai_diffae.latents import targets
 
@@ -58,11 +59,11 @@ def grade(embeddings: Path, out: Path, *, direction: Path, seed: Seed = 0, overw
     if out.suffix != ".csv":
         raise ConfigError(f"{out.name}: grades are written as .csv; choose a name that ends in .csv")
     line, table = read_direction(direction), tables.read_embeddings(embeddings)
-    provenance.check_z_sem(embeddings)
+    table_origin.check_z_sem(embeddings)
     line.check_fits(
-        provenance.origin_of(embeddings)["model"],
+        table_origin.origin_of(embeddings)["model"],
         tables.z_matrix(table).shape[1],
-        provenance.recorded_preprocessing(table),
+        table_origin.recorded_preprocessing(table),
     )
     made_from = {"embeddings": file_checksum(embeddings), "direction": file_checksum(direction), "seed": seed}
     if out.exists() and not record_of(out).exists():

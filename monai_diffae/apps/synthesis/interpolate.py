@@ -10,7 +10,8 @@ from annotated_types import Ge
 
 from monai_diffae import pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, remove_images, run_once
+from monai_diffae.apps.record import remove_images, run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic

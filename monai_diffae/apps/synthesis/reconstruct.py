@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from monai_diffae import inferers, metrics, pictures, transforms
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases, remove_images, run_once
+from monai_diffae.apps.record import remove_images, run_once
+from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Seed
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.cases import Case

@@ -12,7 +12,8 @@ from cyclopts import Group, Parameter
 
 from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, remove_images, run_once
+from monai_diffae.apps.record import remove_images, run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run, Seed
 from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
@@ -30,8 +31,8 @@ with on_first_use:
     import torch
 
     from monai_diffae import bundle as bundles
-    from monai_diffae.apps import provenance
     from monai_diffae.apps import session as sessions
+    from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
 
 
@@ -96,7 +97,7 @@ def traverse(
         raise ConfigError("case: give the case to start from together with the cohort that has it, or omit both")
     strength_names(strengths)  # refuses equal names before anything is loaded
     z_train = tables.z_matrix(tables.read_training_rows(embeddings))
-    provenance.check_same_model(embeddings, bundle)
+    table_origin.check_same_model(embeddings, bundle)
     if cohort is None or case is None:
         session = None
         trained = sessions.open_bundle(bundle, decoding=decoding, run=run)
@@ -105,7 +106,7 @@ def traverse(
         session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
         cases = session.choose(Choice(cases=(case,)))
         trained, made_from = session.trained, session.made_from(cases)
-    provenance.warn_of_other_preprocessing(embeddings, trained)
+    table_origin.warn_of_other_preprocessing(embeddings, trained)
     numbers = along.numbers
     made_from |= {
         "embeddings": file_checksum(embeddings),

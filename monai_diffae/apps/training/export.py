@@ -14,7 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 from monai_diffae import inferers, networks
 from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, run_once
+from monai_diffae.apps.record import run_once
+from monai_diffae.apps.result import Result
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.description import versions

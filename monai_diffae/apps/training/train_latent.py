@@ -20,7 +20,7 @@ with on_first_use:
     import pandas as pd
     import torch
 
-    from monai_diffae.apps import provenance
+    from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
     from monai_diffae.latents import statistics
 
@@ -89,8 +89,8 @@ def embedded_cohort(
 
     if embeddings is not None:
         table = tables.read_embeddings(embeddings)
-        provenance.check_same_model(embeddings, bundle)
-        provenance.check_same_preprocessing(embeddings, read_description(model_file(bundle)))
+        table_origin.check_same_model(embeddings, bundle)
+        table_origin.check_same_preprocessing(embeddings, read_description(model_file(bundle)))
         return table
     if cohort is None:
         raise ConfigError(

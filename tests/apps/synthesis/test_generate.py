@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from monai_diffae import generate, load_bundle
-from monai_diffae.apps.provenance import check_same_model
 from monai_diffae.apps.synthesis.fit_direction import fit_direction, read_direction
+from monai_diffae.apps.table_origin import check_same_model
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae import Decoding, Reading, Run, combine, edit, embed, fit_direction, grade, load_bundle, traverse
-from monai_diffae.apps.provenance import check_same_model, origin_of, preprocessing_differences, safe_overrides
+from monai_diffae.apps.table_origin import check_same_model, origin_of, preprocessing_differences, safe_overrides
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.explorer.exploration import Caller, open_exploration

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_diffae.apps.result import read_record, record_of
+from monai_diffae.apps.record import read_record, record_of
 from monai_diffae.bundle.config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
