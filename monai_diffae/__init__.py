@@ -1,6 +1,7 @@
 """Diffusion autoencoders for medical scans, on MONAI.
 
-The names in ``__init__.pyi`` are the public interface. Each is imported when it is first used, so ``import monai_diffae`` is quick.
+The names in ``__init__.pyi`` are the public interface. Each is imported when it is first used, so
+``import monai_diffae`` is quick.
 """
 
 import os
