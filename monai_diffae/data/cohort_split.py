@@ -12,10 +12,11 @@ import numpy as np
 
 from monai_diffae.data.cases import Case, assign_splits, check_links, find_cases
 from monai_diffae.data.cohorts import read_cohort
+from monai_diffae.data.formats.axes import AXES, Axis
 from monai_diffae.data.masks import has_mask, with_mask_labels
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track
 from monai_diffae.data.scan_states import cohort_fingerprint
-from monai_diffae.data.scans import AXES, Axis, read_shape
+from monai_diffae.data.scans import read_shape
 from monai_diffae.data.sequences import choose_sequences
 from monai_diffae.errors import CohortError, ConfigError, ScanError, counted, quoted
 from monai_diffae.policies import PathLike, Range, Region, check_choice

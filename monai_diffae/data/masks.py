@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.data.cases import Case, Label
+from monai_diffae.data.formats.axes import Axis, flattened, slice_volume
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.progress import track
 from monai_diffae.data.scan_states import file_state
-from monai_diffae.data.scans import Axis, Scan, flattened, on_grid, read_header, read_labels, slice_volume
+from monai_diffae.data.scans import Scan, on_grid, read_header, read_labels
 from monai_diffae.errors import ScanError
 from monai_diffae.policies import OtherGrids, PathLike
 

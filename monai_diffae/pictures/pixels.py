@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from monai_diffae.data.formats.axes import to_ras
 from monai_diffae.data.formats.scan import Floats
-from monai_diffae.data.scans import Scan, to_ras
+from monai_diffae.data.scans import Scan
 from monai_diffae.policies import Range
 
 PLANES = "Planes: axial, coronal, sagittal; the patient's right is on the left."
@@ -59,8 +60,8 @@ def in_colours(values: Tensor, limit: float, palette: str = "RdBu_r", is_colour:
 def three_planes(volumes: Tensor, voxel: Sequence[int] | None = None) -> Tensor:
     """The axial, coronal and sagittal planes of volumes in RAS order, side by side as a radiologist sees them.
 
-    The orientation is that of :func:`~monai_diffae.data.scans.slice_volume`: superior or anterior above, the patient's
-    right on the left.
+    The orientation is that of :func:`~monai_diffae.data.formats.axes.slice_volume`: superior or anterior above, the
+    patient's right on the left.
 
     Args:
         volumes: (B, C, R, A, S).

@@ -16,18 +16,9 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_diffae.data.formats.axes import AXES, Axis, flat_axis, insert_slices, ras_shape, slice_volume
 from monai_diffae.data.formats.scan import Voxels
-from monai_diffae.data.scans import (
-    AXES,
-    Axis,
-    Scan,
-    flat_axis,
-    insert_slices,
-    is_picture,
-    ras_shape,
-    read_header,
-    slice_volume,
-)
+from monai_diffae.data.scans import Scan, is_picture, read_header
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.policies import PathLike
 from monai_diffae.transforms.preprocessing import SmoothForSpacingd, ToModelRanged

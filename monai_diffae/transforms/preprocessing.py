@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
+from monai_diffae.data.formats.axes import ras_orientation
 from monai_diffae.data.formats.scan import MAX_BYTES, Floats
-from monai_diffae.data.scans import ras_orientation
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.policies import Range, Region, check_choice
 from monai_diffae.transforms.reading import Item

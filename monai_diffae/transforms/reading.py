@@ -16,21 +16,12 @@ from monai.utils import MetaKeys, SpaceKeys, ensure_tuple_rep
 from numpy.typing import NDArray
 
 from monai_diffae.data.fingerprints import split_channel
+from monai_diffae.data.formats.axes import Axis, slice_volume
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.masks import read_mask
 from monai_diffae.data.scan_states import file_state
-from monai_diffae.data.scans import (
-    Axis,
-    Scan,
-    ScanNeeds,
-    check_colour,
-    on_grid,
-    one_channel,
-    read_scan,
-    scan_of_array,
-    slice_volume,
-)
+from monai_diffae.data.scans import Scan, ScanNeeds, check_colour, on_grid, one_channel, read_scan, scan_of_array
 from monai_diffae.errors import ScanError, problem
 from monai_diffae.policies import Colour, Doubtful, OtherGrids, Uneven, check_choice
 

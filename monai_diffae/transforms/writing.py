@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from monai_diffae.data.cases import Case, safe_file_name
+from monai_diffae.data.formats.axes import in_file_axes
 from monai_diffae.data.formats.dicom import is_dicom, split_series
 from monai_diffae.data.formats.scan import Floats, Voxels
 from monai_diffae.data.progress import Failure
 from monai_diffae.data.scan_writing import INTEGERS, SYNTHETIC, check_series, smallest_type, write_like, write_series
-from monai_diffae.data.scans import Scan, in_file_axes, is_picture, write_scan
+from monai_diffae.data.scans import Scan, is_picture, write_scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.policies import PathLike, Range, check_choice
 from monai_diffae.transforms.native import NativeSpace, check_invertible

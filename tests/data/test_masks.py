@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from monai_diffae.data.cases import Case
+from monai_diffae.data.formats.axes import slice_volume
 from monai_diffae.data.masks import case_mask, read_mask
-from monai_diffae.data.scans import read_scan, slice_volume, write_scan
+from monai_diffae.data.scans import read_scan, write_scan
 from monai_diffae.transforms import ReadScand
 
 AFFINE = np.array([[0, 2.0, 0, 5], [-2, 0, 0, 7], [0, 0, 3, -9], [0, 0, 0, 1]])  # other axes than RAS

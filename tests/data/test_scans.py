@@ -9,7 +9,8 @@ import SimpleITK as sitk
 from PIL import Image
 from scan_files import refusal, save_nifti, values
 
-from monai_diffae.data.scans import ScanNeeds, read_scan, read_shape, scan_of_array, slice_volume
+from monai_diffae.data.formats.axes import slice_volume
+from monai_diffae.data.scans import ScanNeeds, read_scan, read_shape, scan_of_array
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import ReadScand
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from monai_diffae.data.scans import Scan, slice_volume
+from monai_diffae.data.formats.axes import slice_volume
+from monai_diffae.data.scans import Scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.pictures import caption, check_captions, draw_anomalies, thumbnail
 from monai_diffae.pictures.mosaic import draw_mosaic

@@ -15,7 +15,8 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, NormalizeIntensityd, Resized, ResizeWithPadOrCropd
 from PIL import Image
 
-from monai_diffae.data.scans import Scan, read_scan, slice_volume, write_scan
+from monai_diffae.data.formats.axes import slice_volume
+from monai_diffae.data.scans import Scan, read_scan, write_scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import NativeSpace, ReadScand, SmoothForSpacingd, ToModelRanged, write_native
 from monai_diffae.transforms.native import CaseSpace

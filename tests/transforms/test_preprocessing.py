@@ -11,7 +11,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Spacingd
 from scan_files import grown_mb
 
-from monai_diffae.data.scans import read_scan, slice_volume, write_scan
+from monai_diffae.data.formats.axes import slice_volume
+from monai_diffae.data.scans import read_scan, write_scan
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.transforms import ReadScand, SmoothForSpacingd, ToModelRanged, ToSpacingd, reading
 

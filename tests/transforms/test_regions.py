@@ -12,7 +12,8 @@ from monai_diffae import embed, train
 from monai_diffae.bundle.folders import init_bundle
 from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.scans import read_scan, slice_volume
+from monai_diffae.data.formats.axes import slice_volume
+from monai_diffae.data.scans import read_scan
 from monai_diffae.transforms import NativeSpace
 
 

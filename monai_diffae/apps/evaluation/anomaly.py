@@ -32,6 +32,7 @@ with on_first_use:
     from monai_diffae import bundle as bundles
     from monai_diffae.apps import session as sessions
     from monai_diffae.data import cohort_split, masks, scans, streamed
+    from monai_diffae.data.formats import axes
 
 _UNUSUAL = 0.05
 _SCORES = "auroc", "auprc", "dice"  # of voxels
@@ -179,7 +180,7 @@ class _AnomalyMaps:
         if reference is None:
             return {}
         native = scans.Scan(np.stack([values[0], mask[0], opened.field]), opened.scan.affine)
-        values, mask, field = scans.flattened(native).array
+        values, mask, field = axes.flattened(native).array
         inside = reference[field > 0]
         scores = metrics.mask_scores(values[field > 0], mask[field > 0] > 0, inside)
         return {"reference_share": float(inside.mean()), **scores}

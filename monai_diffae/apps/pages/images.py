@@ -23,7 +23,8 @@ from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.fingerprints import file_checksum, json_digest
-from monai_diffae.data.scans import ras_shape, read_scan, slice_volume
+from monai_diffae.data.formats.axes import ras_shape, slice_volume
+from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import ScanError
 from monai_diffae.pictures import fitted, in_colours, plane_slices, shown, side_by_side, thumbnail
 from monai_diffae.transforms.writing import read_image

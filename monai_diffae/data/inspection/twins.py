@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from monai_diffae.data.cases import TWINS, Case, Images, Label, label_names, marks_twins
 from monai_diffae.data.fingerprints import digest
+from monai_diffae.data.formats.axes import to_ras
 from monai_diffae.data.formats.scan import Floats, Scan, Voxels
-from monai_diffae.data.scans import to_ras
 from monai_diffae.errors import CohortError, counted, quoted
 
 logger = logging.getLogger(__name__)
