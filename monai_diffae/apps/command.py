@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from monai_diffae.bundle.layout import MODEL, MODELS
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
 
@@ -73,12 +74,17 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
             checked_args, checked_kwargs = checks()(*args, **packed)
         except pydantic.ValidationError as error:
             raise ConfigError(_one_line(error, function)) from None
-        bound = inspect.signature(function).bind(*checked_args, **checked_kwargs).arguments
+        signature = inspect.signature(function)
+        bound = signature.bind(*checked_args, **checked_kwargs).arguments
         bundle, cohort = bound.get("bundle"), bound.get("cohort")  # a bundle is a folder, or a shipped one's name
         if isinstance(cohort, Path):
             cohorts.check_cohort_exists(cohort)  # before torch is imported
         bundle = bundle if isinstance(bundle, Path) and bundle.is_dir() else None
-        refuse_results_among_scans(cohort, out=bound.get("out"), bundle=bundle)
+        out = bound.get("out")
+        refuse_results_among_scans(cohort, out=out, bundle=bundle)
+        trains = "training" in signature.parameters
+        if bundle and isinstance(out, Path) and not trains and _is_other_bundle(out, bundle):
+            raise ConfigError(f"out: {out.name} is another bundle; choose another folder for the results")
         return function(*checked_args, **checked_kwargs)
 
     run.__signature__ = _flat_signature(function)  # type: ignore[attr-defined]
@@ -96,6 +102,10 @@ def refuse_results_among_scans(cohort: Any, **folders: Any) -> None:
                 f"{name}: {folder.name} lies in the folder of scans, where its pictures would be taken for scans; "
                 f"choose another {name}"
             )
+
+
+def _is_other_bundle(out: Path, bundle: Path) -> bool:
+    return (out / MODELS / MODEL).is_file() and out.resolve() != bundle.resolve()
 
 
 def config_file(bundle: Path, config: str, overlays: Iterable[Path] = ()) -> Path:

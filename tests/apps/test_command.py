@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
+from monai_diffae import embed
 from monai_diffae.apps import settings
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
@@ -189,3 +190,8 @@ def test_a_process_is_numbered_as_torchrun_says(monkeypatch):
 def test_workers_are_as_many_as_given_or_one_per_core(monkeypatch, workers, num_cases, num_processes, expected):
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     assert Reading(workers=workers).workers_for(num_cases, num_processes) == expected
+
+
+def test_results_are_not_written_into_another_bundle(tiny_bundle, labelled, tmp_path):
+    with pytest.raises(ConfigError, match="is another bundle"):
+        embed(tiny_bundle.directory, labelled.cohort, labelled.bundle)

@@ -98,12 +98,27 @@ class Report:
         tiles = {f"use of z_sem: {name}": (usage, "1: the decoder ignores it") for name, usage in usages}
         return {
             "title": " and ".join([*([", ".join(names[:-1])] if self.is_comparison else []), names[-1]]),
-            "answers": [] if self.is_comparison else _answers(self.models[0]),
+            "answers": _unfair(self.models) if self.is_comparison else _answers(self.models[0]),
             "tiles": tiles if self.is_comparison else _tiles(self.models[0]),
             "sections": list(filter(None, sections)),
             "is_comparison": self.is_comparison,
             "version": __version__,
         }
+
+
+def _unfair(models: Sequence[ReportData]) -> list[dict[str, str]]:
+    """What makes a comparison unfair: models that were trained on cases with which the first one is tested."""
+    first, *others = models
+    if any(model.result("embeddings") is None for model in models):
+        return []
+    held_out, found = set(first.table.loc[first.table["split"].isin(("val", "test")), "id"]), []
+    for model in others:
+        if num := len(held_out & set(model.table.loc[model.table["split"] == "train", "id"])):
+            text = f"{model.name} was trained on {num} of the {len(held_out)} cases that {first.name} has not seen, so "
+            text += "figures of the same cases are not a fair comparison."
+            advice = "Train all models with one split: a column split in the table, or the same seed."
+            found.append({"kind": "bad", "text": text, "advice": advice})
+    return found
 
 
 def _answers(model: ReportData) -> list[dict[str, str]]:

@@ -187,7 +187,8 @@ def edit(
     figures, skipped = run_once("edit", out, results, made_from, make, overwrite=run.overwrite)
     _warn_of_small_changes(figures["achieved"], along, line)
     num_cases, notes = figures["num_cases"], []
-    if figures["monotone"] is not None:
+    is_moved = figures["achieved"] is None or figures["achieved"] >= _LEAST_ACHIEVED
+    if figures["monotone"] is not None and is_moved:
         num_rising = round(figures["monotone"] * num_cases)
         notes.append(f"the prediction rises with every step in {num_rising} of {counted(num_cases, 'case')}")
     shares = [f"{name.removeprefix(_SHARE)} {share:.0%}" for name, share in figures.items() if name.startswith(_SHARE)]

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from monai_diffae import report
 from monai_diffae.apps.html import number
 from monai_diffae.apps.pages.data import ReportData
-from monai_diffae.apps.pages.sections import _cautions
+from monai_diffae.apps.pages.sections import _cautions, _unfair
 from monai_diffae.apps.settings import PageRun
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.cli import build_app, parse
@@ -182,6 +183,16 @@ def test_models_stand_side_by_side(labelled, tiny_bundle, quick_evaluation, tmp_
     ids = [each.attributes["id"] for each in page.elements if "id" in each.attributes]
     assert len(set(ids)) == len(ids)
     assert str(tmp_path) not in made.page.read_text()
+
+
+def test_a_model_that_was_trained_on_the_held_out_cases_of_the_first_is_named():
+    def model(name, *splits):
+        table = pd.DataFrame({"id": list("abcd"), "split": splits})
+        return SimpleNamespace(name=name, table=table, result=lambda step: step)
+
+    models = [model("first", *"xyz", "test"), model("same", *"xyz", "test"), model("other", *"xyz", "train")]
+    (unfair,) = _unfair(models)
+    assert unfair["text"].startswith("other was trained on 1 of the 1 cases that first has not seen")
 
 
 def test_without_a_cohort_trainings_are_shown_and_compared(tiny_bundle, labelled, tmp_path, page_reader):
