@@ -271,7 +271,7 @@ def test_a_watched_training_keeps_no_tensors_reports_stops_and_resumes_without_i
 @pytest.mark.goal(id="R26")
 def test_sigterm_saves_the_last_step_and_ends_with_143(start_program, tiny_bundle, bundle, tiny_settings, tmp_path):
     settings = {**tiny_settings, "max_epochs": 100_000, "val_interval": 100_000, "checkpoint_minutes": 1000}
-    keys = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", value)]
+    keys = [word for key, value in settings.items() for word in (f"--{key}", value)]
     command = ["train", bundle, tiny_bundle.cohort, "--workers", 0, *keys]
     process = start_program(*command, output=tmp_path / "log.txt")
     assert wait_until((bundle / "models" / "checkpoint.pt").is_file)
