@@ -60,7 +60,6 @@ _EXTENDED = (
     "validate#handlers",
     "preprocessing#transforms",
     "augmentation#transforms",
-    "initialize",
     "training",
 )
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
@@ -107,7 +106,7 @@ def check_run(file: str = TRAIN) -> None:
         parser["bundle_root"] = str(workflow.config_root_path.parent)
     _use_own_tracking(parser)
     for id in _EXTENDED:
-        _drop_repetition(parser.get(id), id)
+        drop_repetition(parser, id)
     if file == TRAIN:
         _use_given_images(parser)
         encoder_sequences = parser.get("encoder_sequences", [])
@@ -128,8 +127,9 @@ def _is_trust_given() -> bool:
     return any(frame.f_locals.get("kwargs", {}).get("trust") is True for frame in frames)
 
 
-def _drop_repetition(items: Any, id: str) -> None:
-    """Remove the end of a list that only repeats what is before it."""
+def drop_repetition(parser: ConfigParser, id: str) -> None:
+    """Remove the end of a configuration's list if it only repeats what is before it."""
+    items = parser.get(id)
     # a training writes what an overlay added into train.json; if the same command resumes it, the overlay adds it again
     for count in range(1, len(items) // 2 + 1) if isinstance(items, list) else ():
         if items[-count:] == items[-2 * count : -count]:

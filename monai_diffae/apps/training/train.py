@@ -233,6 +233,8 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
     """Read the configuration of a training: a value is taken from ``values``, the overlays, or the bundle's file."""
     from monai.bundle import ConfigWorkflow
 
+    from monai_diffae.bundle.training import drop_repetition
+
     parsing.read_config(file, *overlays)  # checks their code
     check_code(values, "overrides", places=False)
     # MONAI warns about each overlay from another folder, and about the lack of a logging file
@@ -244,6 +246,7 @@ def open_training(file: Path, overlays: Sequence[Path], values: Mapping[str, Any
     finally:
         log.setLevel(level)
     workflow.parser.locator = parsing.ModuleLocator()
+    drop_repetition(workflow.parser, "initialize")  # here, as MONAI goes through it by its length when it runs
     # not as keyword arguments of ConfigWorkflow: its `tracking` (MONAI 1.6.1) is not our key
     parsing.set_values(workflow.parser, values, "the configuration", f"configs/{file.name}")
     return workflow
