@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_diffae import bundle as bundles
 from monai_diffae.apps.record import read_record, record_of
 from monai_diffae.bundle.config import preprocessing_checksum, preprocessing_config
 from monai_diffae.bundle.model_file import checksum
@@ -25,7 +26,6 @@ from monai_diffae.policies import PathLike
 with on_first_use:
     import pandas as pd
 
-    from monai_diffae import bundle as bundles
     from monai_diffae.data import cohort_split
 
 logger = logging.getLogger(__name__)

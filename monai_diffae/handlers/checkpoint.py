@@ -152,6 +152,7 @@ class CheckpointKeeper:
                 (self.directory / name).unlink(missing_ok=True)
             write_model_card(self.directory.parent, self._description())
         self._has_saved = True
+        self._saved_at = time.monotonic()  # a save on a slow disk does not bring the next one closer
 
     def _write_model(self) -> None:
         """Write the averaged weights with their description, and copies for MONAI's tools and for people."""

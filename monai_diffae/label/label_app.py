@@ -7,15 +7,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from monai_diffae import bundle as bundles
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, new_folder
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, DiffAEError
-from monai_diffae.lazy import on_first_use
-
-with on_first_use:
-    from monai_diffae import bundle as bundles
 
 _COPY = "bundle"
 _MAIN = '''"""A MONAI Label app that serves the diffusion autoencoder named in settings.json."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.apps.settings import Encoding, Reading, Run
 from monai_diffae.bundle.folders import WriteLock
 from monai_diffae.bundle.layout import WIDE, models_folder
 from monai_diffae.bundle.loading import load_untrained
@@ -34,9 +34,6 @@ from monai_diffae.networks.blocks import CellMeans
 from monai_diffae.networks.encoder_adapter import PixelEncoder, PlanarAdapter
 from monai_diffae.official.checkpoint_files import named_after, read_weights
 from monai_diffae.policies import PathLike
-
-if TYPE_CHECKING:
-    from monai_diffae.apps.settings import Encoding
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,12 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.apps.settings import Reading, Run
+from monai_diffae.apps.settings import Comparison, Reading, Run
 from monai_diffae.apps.table_origin import preprocessing_differences, safe_overrides, warn_if_cohort_changed
 from monai_diffae.data import embeddings as tables
 from monai_diffae.data.fingerprints import digest, file_checksum
@@ -25,8 +24,6 @@ from monai_diffae.policies import Features, PathLike
 with on_first_use:
     from monai_diffae.apps import session as sessions
 
-if TYPE_CHECKING:
-    from monai_diffae.apps.settings import Comparison
 logger = logging.getLogger(__name__)
 
 _LARGE_GIB = 2

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 from cyclopts import Group, Parameter
 
+from monai_diffae import bundle as bundles
 from monai_diffae import inferers, metrics
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result, failed_cases
@@ -27,7 +28,6 @@ with on_first_use:
     import numpy as np
     import torch
 
-    from monai_diffae import bundle as bundles
     from monai_diffae.apps import session as sessions
     from monai_diffae.bundle import model as models
     from monai_diffae.data import cached, cohort_split

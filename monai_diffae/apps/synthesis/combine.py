@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from cyclopts import Group, Parameter
 
+from monai_diffae import bundle as bundles
 from monai_diffae import latents, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
@@ -32,7 +33,6 @@ with on_first_use:
     import numpy.typing as npt
     import torch
 
-    from monai_diffae import bundle as bundles
     from monai_diffae.apps import session as sessions
     from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cyclopts import Group, Parameter
 
+from monai_diffae import bundle as bundles
 from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
@@ -29,7 +30,6 @@ with on_first_use:
     import pandas as pd
     import torch
 
-    from monai_diffae import bundle as bundles
     from monai_diffae.apps import session as sessions
     from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
@@ -77,6 +77,11 @@ class EditedImages:
     name, as their sources do."""
     captions: Sequence[str] = ()
     """What ``edits.png`` says about a case: ``id`` and names of labels; by default nothing."""
+
+    def made_from(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """What the images of cases depend on, for the record of a result."""
+        patients = json_digest([case.patient for case in cases])
+        return {"detail": self.detail, "dicom": self.dicom, "captions": list(self.captions), "patients": patients}
 
     def picture(
         self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
@@ -167,10 +172,7 @@ def edit(
         uses_masks=True,
         strengths=strengths,
         along=along,
-        detail=output.detail,
-        dicom=output.dicom,
-        captions=list(output.captions),
-        patients=json_digest([case.patient for case in cases]),
+        **output.made_from(cases),
         watch=[file_checksum(file) for file in measurements.watch],
         direction=file_checksum(direction),
         embeddings=None if embeddings is None else file_checksum(embeddings),

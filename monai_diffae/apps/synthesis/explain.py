@@ -30,7 +30,7 @@ from monai_diffae.apps.synthesis.users_model import ModelInterface, check_file, 
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import PartStore, write_csv
 from monai_diffae.data.cases import Case
-from monai_diffae.data.fingerprints import file_checksum, json_digest
+from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import Failure, check_any_usable, write_failures
 from monai_diffae.errors import ConfigError, ScanError, counted
 from monai_diffae.lazy import on_first_use
@@ -148,10 +148,7 @@ def explain(
         **asdict(interface),
         **asdict(search),
         limit=limit,
-        detail=output.detail,
-        dicom=output.dicom,
-        captions=list(output.captions),
-        patients=json_digest([case.patient for case in cases]),
+        **output.made_from(cases),
     )
     made_from |= {"paste": {name: file_checksum(Path(file)) for name, file in search.paste.items()}}
     made_from = json.loads(json.dumps(made_from))  # tuples become lists, as in the record

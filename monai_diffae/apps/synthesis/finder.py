@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
+from monai_diffae import bundle as bundles
 from monai_diffae import inferers, latents, transforms
 from monai_diffae.apps.settings import Columns, NamedFiles, Seed
 from monai_diffae.apps.synthesis import edit, shortcuts
@@ -29,7 +30,6 @@ with on_first_use:
     import pandas as pd
     import torch
 
-    from monai_diffae import bundle as bundles
     from monai_diffae.apps import session as sessions
     from monai_diffae.bundle import loading
     from monai_diffae.data import embeddings as tables

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 from cyclopts import Parameter
 
+from monai_diffae import bundle as bundles
 from monai_diffae import latents
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
@@ -23,7 +24,6 @@ from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
 
 with on_first_use:
-    from monai_diffae import bundle as bundles
     from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
 

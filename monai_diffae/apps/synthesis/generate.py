@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Lt
 from cyclopts import Parameter
 
+from monai_diffae import bundle as bundles
 from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import images_in, remove_images, run_once
@@ -29,7 +30,6 @@ with on_first_use:
     import pandas as pd
     import torch
 
-    from monai_diffae import bundle as bundles
     from monai_diffae.apps import session as sessions
     from monai_diffae.data import embeddings as tables
     from monai_diffae.transforms import writing

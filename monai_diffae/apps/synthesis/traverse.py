@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
+from monai_diffae import bundle as bundles
 from monai_diffae import latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
@@ -30,7 +31,6 @@ with on_first_use:
     import pandas as pd
     import torch
 
-    from monai_diffae import bundle as bundles
     from monai_diffae.apps import session as sessions
     from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables

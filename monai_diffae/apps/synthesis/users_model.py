@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, cast
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
+from monai_diffae import bundle as bundles
 from monai_diffae import transforms
 from monai_diffae.apps.settings import Numbers
 from monai_diffae.bundle.code import refuse_code
@@ -24,7 +25,6 @@ with on_first_use:
     import numpy.typing as npt
     import torch
 
-    from monai_diffae import bundle as bundles
 
 _SUFFIXES = {".onnx": None, ".pt2": "a pt2 file", ".ts": "a TorchScript file"}  # with what could run code
 
