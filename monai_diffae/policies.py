@@ -36,6 +36,9 @@ Doubtful = Literal["warn", "refuse"]
 Ids = Literal["names", "hashed"]
 """What listed scans are called: by the names of their files, or by keyed hashes."""
 
+Detail = Literal["own", "model"]
+"""What an edited image shows beside the edit: the scan's own detail, or what the model decodes."""
+
 Features = Literal["z", "wide"]
 """z_sem, or the features from which the encoder's last layer computes it."""
 

@@ -26,9 +26,10 @@ from monai_diffae.data.cohort_split import ModelImages, SplitCohort, split_cohor
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.inspection.survey import survey_cohort
-from monai_diffae.data.progress import Failure, track, write_failures
+from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track, write_failures
 from monai_diffae.data.scan_states import scan_contents
-from monai_diffae.errors import CohortError, counted
+from monai_diffae.data.streamed import log_failure
+from monai_diffae.errors import CohortError, ScanError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.policies import PathLike
 from monai_diffae.transforms.writing import unwritable_series
@@ -52,19 +53,35 @@ _COHORT_KEYS = (
 _IMAGE_KEYS = ("sequences", "encoder_sequences", "region")
 
 
-@dataclass(frozen=True)
-class CodedCase:
-    """One case with its codes."""
+@dataclass
+class OpenedCases:
+    """Opens cases one after the other; when all are done, those that cannot be used are listed in ``file``."""
 
-    case: Case
-    image: Tensor  # (1, C, *S) in the model's range
-    z_sem: Tensor
-    x_T: Tensor  # (1, C, *S), inverted from the image
+    trained: TrainedBundle
+    cases: Sequence[Case]
+    file: Path
+    text: str  # what is done with them, for the progress bar
+    failures: list[Failure]  # complete when all are done
+
+    def __iter__(self) -> Iterator[ModelCase]:
+        num_opened, skipped = 0, SkippedCases(self.file.name)
+        try:
+            for index, case in enumerate(track(self.cases, self.text)):
+                try:
+                    opened = self.trained.open(case)
+                except ScanError as error:
+                    self.failures.append(log_failure(case.item(), index, "image", error, skipped))
+                    continue
+                num_opened += 1
+                yield opened
+        finally:
+            write_failures(self.file, self.failures)
+        check_any_usable(num_opened, self.failures)
 
 
 @dataclass
 class ReadCases:
-    """The cases of a session that could be read, preprocessed."""
+    """The cases of a session that could be read, preprocessed and kept, for work that needs them more than once."""
 
     cases: list[Case]  # the readable cases, in the order of `dataset`
     dataset: CachedCases  # their images `[C, *S]` in the model's range, under the bundle's image keys
@@ -182,6 +199,24 @@ class Session:
         choice.check({case.id: str(case.split) for case in cases})
         return cases
 
+    def opened(
+        self,
+        cases: Sequence[Case],
+        out: Path,
+        text: str,
+        failures_name: str = "failures.csv",
+        *,
+        named: bool = False,
+        dicom: bool = False,
+    ) -> OpenedCases:
+        """Cases to open one after the other, for work that needs each only once; the others are as in :meth:`read`."""
+        unwritable = unwritable_series(cases) if dicom else []
+        lost = {each.case_id for each in unwritable}
+        usable = [case for case in cases if case.id not in lost]
+        failures = [*([] if named else self.cohort.failures), *unwritable]
+        text = f"{text} {counted(len(usable), 'case')}"
+        return OpenedCases(self.trained, usable, out / failures_name, text, failures)
+
     def read(
         self,
         cases: Sequence[Case],
@@ -221,21 +256,6 @@ class Session:
             for _, _, encoder_images in read.batches(self.run.batch_size, text)
         ]
         return np.concatenate(parts)
-
-    def coded(self, read: ReadCases, text: str, rows: Sequence[int] | None = None) -> Iterator[CodedCase]:
-        """Yield each case, or those in some rows, with its codes, on the bundle's device."""
-        trained = self.trained
-        for i in track(range(len(read.cases)) if rows is None else rows, text):
-            item = read.dataset[i]
-            image, encoder_images = (item[key][None].to(trained.device) for key in ("image", self.encoder_key))
-            z_sem = encode_exactly(encoder_images, trained.network, trained.inferer)
-            x_T, _ = trained.inferer.round_trip(image, trained.network, z_sem)
-            yield CodedCase(read.cases[i], image, z_sem, x_T)
-
-    def open_case(self, case: Case) -> ModelCase:
-        """Open one case of the cohort; its codes are computed when they are asked for."""
-        images = {key: str(image) if isinstance(image, Path) else list(image) for key, image in case.images.items()}
-        return self.trained.open(images, slice=case.slice_index, id=case.id)
 
     def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
         """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""

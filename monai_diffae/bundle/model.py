@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from monai_diffae.bundle.config import model_config, preprocessing_checksum, pre
 from monai_diffae.bundle.folders import WriteLock
 from monai_diffae.bundle.layout import ANOMALY, WIDE, models_folder
 from monai_diffae.bundle.model_file import checksum, read_description, read_model, write_model
-from monai_diffae.data.cases import safe_id
+from monai_diffae.data.cases import Case, safe_id
 from monai_diffae.data.cohort_split import slice_indices
 from monai_diffae.data.fingerprints import digest, json_digest
 from monai_diffae.data.formats.dicom import split_series
 from monai_diffae.data.formats.scan import Floats
+from monai_diffae.data.masks import case_mask
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.diffusion.steps import StepCallback
 from monai_diffae.errors import ConfigError, OmittableError
@@ -30,7 +31,7 @@ from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
 from monai_diffae.pictures import shown
-from monai_diffae.policies import PathLike, Range, check_choice
+from monai_diffae.policies import Detail, PathLike, Range, check_choice
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.native import CaseSpace
 from monai_diffae.transforms.writing import write_image
@@ -38,8 +39,6 @@ from monai_diffae.transforms.writing import write_image
 CaseImage: TypeAlias = "PathLike | Sequence[PathLike] | NDArray[Any] | Tensor | Scan"
 CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
 """What :meth:`TrainedBundle.open` opens."""
-Detail = Literal["own", "model"]
-"""What an edited image shows beside the edit: the scan's own detail, or what the model decodes."""
 _TENSORS = ("mean_squares", "scores", "scans", "quantiles")
 _ANOMALY_ROOTS = ("network_def", "preprocessing", "diffusion", "model_range", "encoder_key")
 
@@ -145,14 +144,15 @@ class TrainedBundle:
         """The columns of the cohort's table that hold the paths of a case's images."""
         return list(self.config["image_keys"])
 
-    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> "ModelCase":
+    def open(self, image: CaseImages | Case, *, slice: int | None = None, id: str | None = None) -> "ModelCase":
         """Open one case: read and preprocess it. Codes and reconstructions are computed when they are asked for.
 
         Args:
             image: a path; a list of paths, the channels of one image; an array ``[C, *S]``; a MetaTensor, which brings
-                its affine; or a mapping from the names of sequences, or image keys, to one of these, with ``mask`` for
-                bundles that see a region. A 2D image has rows first. A volume in a 2D bundle is opened as all slices
-                that the bundle's ``slice_range`` and ``slice_step`` select.
+                its affine; a mapping from the names of sequences, or image keys, to one of these, with ``mask`` for
+                bundles that see a region; or a case of a cohort, which brings its slice and id. A 2D image has rows
+                first. A volume in a 2D bundle is opened as all slices that the bundle's ``slice_range`` and
+                ``slice_step`` select.
             slice: for a volume in a 2D bundle: this slice only, counted from 0 at the inferior (axial), posterior
                 (coronal) or left (sagittal) end, not along the file.
             id: the case's id; None: the file's name without its suffix, or ``""``.
@@ -166,7 +166,11 @@ class TrainedBundle:
             >>> case = trained.open("scan.nii.gz")  # doctest: +SKIP
             >>> case.write("reconstructed.nii.gz", case.back(case.reconstruct("z_sem")))  # doctest: +SKIP
         """
-        return ModelCase(self, image, slice=slice, id=id)
+        if not isinstance(image, Case):
+            return ModelCase(self, image, slice=slice, id=id)
+        item = image.item()
+        images = {key: item[key] for key in (*self.image_keys, "mask") if key in item}
+        return ModelCase(self, images, slice=image.slice_index, id=image.id, case=image)
 
 
 class ModelCase(CaseSpace):
@@ -181,10 +185,17 @@ class ModelCase(CaseSpace):
     Attributes:
         scan: the scan in its own space and units: the whole scan, or the slice that was opened.
         id: the given id, or the file's name without its suffix, or ``""``.
+        case: the case of the cohort; if other images were opened, one with the id alone.
     """
 
     def __init__(
-        self, trained: TrainedBundle, image: CaseImages, *, slice: int | None = None, id: str | None = None
+        self,
+        trained: TrainedBundle,
+        image: CaseImages,
+        *,
+        slice: int | None = None,
+        id: str | None = None,
+        case: Case | None = None,
     ) -> None:
         images = dict(image) if isinstance(image, Mapping) else {"image": image}
         keys, config = trained.image_keys, trained.config
@@ -195,6 +206,7 @@ class ModelCase(CaseSpace):
             raise ConfigError(f"image: the bundle takes the images {needed}, but got {given}; give a mapping of them")
         self.trained = trained
         self.id = _name(images["image"]) if id is None else id
+        self.case = case or Case(self.id, {}, self.id)
         item: dict[str, Any] = {**images, "id": self.id or "image"}
         if slice is not None:
             item["slice"] = operator.index(slice)
@@ -239,14 +251,15 @@ class ModelCase(CaseSpace):
         """
         return self._round_trip(steps, max_evaluations, callback)[1]
 
-    def decode(self, z_sem: Tensor, x_T: Tensor, *, steps: int | None = None) -> Tensor:
+    def decode(self, z_sem: Tensor, x_T: Tensor | None = None, *, steps: int | None = None) -> Tensor:
         """Decode images (N, C, *S); a single z_sem (1, D) or x_T (1, C, *S) serves all images.
 
         Args:
             z_sem: (N, D).
-            x_T: (N, C, *S), noise or stochastic codes.
+            x_T: (N, C, *S), noise or stochastic codes; None: those of the case.
             steps: network evaluations; None: the bundle's. Codes of :meth:`invert` need the same number again.
         """
+        x_T = self.invert(steps=steps) if x_T is None else x_T
         count = max(len(z_sem), len(x_T))
         codes, noise = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
         return self._inferer(steps).decode(codes, self.trained.network, noise)
@@ -293,6 +306,11 @@ class ModelCase(CaseSpace):
         if detail == "model":
             return self.back(images)
         return self.add_difference(images - self.decode(self.z_sem, x_T, steps=steps))
+
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """The mask of the cohort's case on the grid of the scan, ``[*native S]``; None if there is none to be used."""
+        return case_mask(self.case, self.trained.config.get("slice_axis", "axial"))
 
     def write(self, path: PathLike, array: NDArray[Any], dtype: DTypeLike | None = None) -> Path:
         """Write an array ``[C, *native S]`` in the scan's space, with the scan's affine to the bit.

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.synthesis.combine import Axes, Combination
-from monai_diffae.bundle.model import Detail, ModelCase
+from monai_diffae.bundle.model import ModelCase
 from monai_diffae.data.cases import Case
+from monai_diffae.policies import Detail
 from monai_diffae.serving.answers import ConflictError
-from monai_diffae.transforms import NativeSpace
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -72,7 +72,7 @@ class Studio:
 
     def open(self, case: Case) -> ModelCase:
         """Open a case, or return it as it was opened before."""
-        return _remembered(self._opened, case.id, lambda: self.session.open_case(case))
+        return _remembered(self._opened, case.id, lambda: self.session.trained.open(case))
 
     def decode(
         self, combination: Combination, case: Case, others: Mapping[str, Case], steps: int, check: Check
@@ -163,8 +163,7 @@ def shown_arrays(opened: ModelCase, decoded: Decoded, detail: Detail) -> dict[st
     """The pictures ``image`` and ``difference``, ``[C, *S]`` in the model's range, in the model's grid."""
     if detail == "model" or opened.scan.array.ndim != 3:
         return {"image": decoded.image[0], "difference": decoded.difference[0]}
-    (native,) = (space for space in opened.spaces.values() if isinstance(space, NativeSpace))
-    edited = opened.add_difference(decoded.difference)
+    native, edited = opened.native, opened.add_difference(decoded.difference)
     scan, image = native.to_model_range(opened.scan.array), native.to_model_range(edited)
     return {"scan": scan, "image": image, "difference": image - scan}
 

@@ -30,13 +30,13 @@ from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
-from monai_diffae.bundle.model import Detail, ModelCase
+from monai_diffae.bundle.model import ModelCase
 from monai_diffae.data.folders import sequences_beside
 from monai_diffae.errors import ConfigError
 from monai_diffae.label.label_app import AppFolder
 from monai_diffae.latents.neighbors import nearest_neighbors
 from monai_diffae.latents.statistics import LatentStatistics
-from monai_diffae.policies import check_choice
+from monai_diffae.policies import Detail, check_choice
 from monai_diffae.serving.answers import ConflictError
 from monai_diffae.transforms.native import fits_png
 

@@ -20,7 +20,7 @@ from monai_diffae.data.formats.axes import AXES, Axis, flat_axis, insert_slices,
 from monai_diffae.data.formats.scan import Voxels
 from monai_diffae.data.scans import Scan, is_picture, read_header
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
-from monai_diffae.policies import PathLike
+from monai_diffae.policies import Detail, PathLike
 from monai_diffae.transforms.preprocessing import SmoothForSpacingd, ToModelRanged
 from monai_diffae.transforms.reading import ReadScand, as_tensor
 
@@ -125,6 +125,10 @@ class NativeSpace:
     def add_difference(self, difference: Tensor) -> Voxels:
         """Add a difference of two images of the model to the scan, which keeps its detail; 0 leaves it to the bit."""
         return self.scan.array + self.back_difference(difference)
+
+    def edited(self, image: Tensor, difference: Tensor, detail: Detail) -> Voxels:
+        """A decoded image, with its difference from the plain reconstruction, as an edit of the scan in its units."""
+        return self.back(image) if detail == "model" else self.add_difference(difference)
 
     def storable(self, array: Voxels) -> Voxels:
         """An image ``[C, *native S]`` in the scan's units with the values that a file with :attr:`suffix` can hold."""
@@ -277,6 +281,12 @@ class CaseSpace:
             raise ScanError(f"none of the {num_skipped} slices can be used; the first: {error}")
         if error is not None:
             logger.warning("%d of %d slices are skipped; the first: %s", num_skipped, len(chosen), error)
+
+    @property
+    def native(self) -> NativeSpace:
+        """The space of the only image; of several slices, each has its own."""
+        (native,) = self.spaces.values()
+        return native
 
     @property
     def field(self) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +18,8 @@ from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.atomic import write_atomic, write_csv
-from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, track, write_failures
-from monai_diffae.errors import ScanError, counted
+from monai_diffae.errors import counted
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -31,7 +29,7 @@ with on_first_use:
     import torch
 
     from monai_diffae.apps import session as sessions
-    from monai_diffae.data import cohort_split, masks, scans, streamed
+    from monai_diffae.data import cohort_split, scans
     from monai_diffae.data.formats import axes
 
 _UNUSUAL = 0.05
@@ -87,11 +85,10 @@ def anomaly(
     session = sessions.Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
     detector = bundles.AnomalyDetector.load(session.trained)
     if choice.cases:
-        cases, failures = session.choose(choice), []
+        cases = session.choose(choice)
     else:
         volumes, _ = cohort_split.gather_slices(session.choose(Choice(split=choice.split)), [])
         cases = [cohort_split.whole_scan(slices[0]) for slices in volumes.values()][: choice.limit]
-        failures = session.cohort.failures
     calibration = file_checksum(models_folder(bundle) / ANOMALY)
     made_from = session.made_from(
         cases, decodes=False, uses_masks=True, calibration=calibration, quantile=quantile, num_pictures=num_pictures
@@ -101,7 +98,8 @@ def anomaly(
     def make() -> Mapping[str, Any]:
         for folder in results[2:]:
             remove_images(folder)
-        return _AnomalyMaps(session, detector, out, quantile, num_pictures).run(cases, failures)
+        opened = session.opened(cases, out, "comparing", named=bool(choice.cases))
+        return _AnomalyMaps(session.trained, detector, out, quantile, num_pictures).run(opened)
 
     figures, skipped = run_once("anomaly", out, results, made_from, make, overwrite=run.overwrite)
     notes = [
@@ -115,44 +113,31 @@ def anomaly(
 class _AnomalyMaps:
     """Writes the maps, masks, table and picture of cases."""
 
-    session: sessions.Session
+    trained: bundles.TrainedBundle
     detector: bundles.AnomalyDetector
     folder: Path
     quantile: float
     num_pictures: int
     _shown: list[tuple[float, str, dict[str, torch.Tensor]]] = field(default_factory=list)
 
-    def run(self, cases: Sequence[Case], failures: Sequence[Failure]) -> dict[str, Any]:
-        """Process whole scans, or single slices; those that cannot be read are listed in ``failures.csv``."""
-        rows: list[dict[str, Any]] = []
-        failed = list(failures)
-        skipped = SkippedCases("failures.csv")
-        for index, case in enumerate(track(cases, f"comparing {len(cases)} cases with held-out ones")):
-            item = case.item()
-            images = {key: item[key] for key in (*self.session.trained.image_keys, "mask") if key in item}
-            try:
-                opened = self.session.trained.open(images, slice=case.slice_index, id=case.id)
-            except ScanError as error:
-                failed.append(streamed.log_failure(item, index, "image", error, skipped))
-            else:
-                rows.append(self._row(case, opened))
-        write_failures(self.folder / "failures.csv", failed)
-        check_any_usable(len(rows), failed)
-        table = pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable")
+    def run(self, cases: sessions.OpenedCases) -> dict[str, Any]:
+        """Process whole scans, or single slices."""
+        table = pd.DataFrame(self._row(opened) for opened in cases).sort_values("score", ascending=False, kind="stable")
         captions, shown = [each[1] for each in self._shown], [each[2] for each in self._shown]
-        draw, trained = pictures.draw_anomalies, self.session.trained
+        draw, trained = pictures.draw_anomalies, self.trained
         write_atomic(
             self.folder / "anomaly.png",
             lambda path: draw(shown, captions, path, trained.model_range, trained.is_colour),
         )
         write_csv(self.folder / "anomaly.csv", table)
         num_unusual = int((table["p_value"] <= _UNUSUAL).sum())
-        figures = _reference_figures(table.assign(patient=table["id"].map({case.id: case.patient for case in cases})))
-        return {"num_cases": len(rows), "num_unusual": num_unusual, "num_failed": len(failed), **figures}
+        patients = table["id"].map({case.id: case.patient for case in cases.cases})
+        figures = _reference_figures(table.assign(patient=patients))
+        return {"num_cases": len(table), "num_unusual": num_unusual, "num_failed": len(cases.failures), **figures}
 
-    def _row(self, case: Case, opened: bundles.ModelCase) -> dict[str, Any]:
+    def _row(self, opened: bundles.ModelCase) -> dict[str, Any]:
         """Write the map and the mask of a case, and return its row of the table."""
-        anomaly = self.detector(opened)
+        anomaly, case = self.detector(opened), opened.case
         mask = opened.back_mask(anomaly.mask(self.quantile))
         voxels, mm3, values = int(mask.sum()), None, opened.back_map(anomaly.map)
         opened.write(self.folder / "maps" / f"{case.file_name}.nii.gz", values)
@@ -169,21 +154,8 @@ class _AnomalyMaps:
             "p_value": anomaly.p_value,
             "mask_voxels": voxels,
             "mask_mm3": mm3,
-            **self._compared(case, opened, values, mask),
+            **_compared(opened, values, mask),
         }
-
-    def _compared(
-        self, case: Case, opened: bundles.ModelCase, values: npt.NDArray[Any], mask: npt.NDArray[Any]
-    ) -> dict[str, float]:
-        """The scores of a map and a mask against the case's own mask, within the field of view."""
-        reference = masks.case_mask(case, self.session.cohort.slice_axis)
-        if reference is None:
-            return {}
-        native = scans.Scan(np.stack([values[0], mask[0], opened.field]), opened.scan.affine)
-        values, mask, field = axes.flattened(native).array
-        inside = reference[field > 0]
-        scores = metrics.mask_scores(values[field > 0], mask[field > 0] > 0, inside)
-        return {"reference_share": float(inside.mean()), **scores}
 
     def _picture(self, opened: bundles.ModelCase, anomaly: bundles.Anomaly) -> dict[str, torch.Tensor]:
         """What the picture shows of a case; of several slices, the one with the map's highest value."""
@@ -195,6 +167,17 @@ class _AnomalyMaps:
             "mask": anomaly.mask(self.quantile),
         }
         return {name: tensor[index].cpu() for name, tensor in tensors.items()}
+
+
+def _compared(opened: bundles.ModelCase, values: npt.NDArray[Any], mask: npt.NDArray[Any]) -> dict[str, float]:
+    """The scores of a map and a mask against the case's own mask, within the field of view."""
+    if (reference := opened.mask) is None:
+        return {}
+    native = scans.Scan(np.stack([values[0], mask[0], opened.field]), opened.scan.affine)
+    values, mask, field = axes.flattened(native).array
+    inside = reference[field > 0]
+    scores = metrics.mask_scores(values[field > 0], mask[field > 0] > 0, inside)
+    return {"reference_share": float(inside.mean()), **scores}
 
 
 def _reference_figures(table: pd.DataFrame) -> dict[str, Any]:

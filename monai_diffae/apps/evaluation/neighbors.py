@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
-from monai_diffae import latents, pictures
+from monai_diffae import inferers, latents, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import run_once
 from monai_diffae.apps.result import Result
@@ -419,12 +419,15 @@ class CaseImages:
     def reconstruction_errors(self, session: sessions.Session, ids: Sequence[str]) -> pd.DataFrame:
         """The mean squared error of decoded images in the model's range, one row per case."""
         read = self._read(session, ids)
-        noise = image_noise(session.trained.x_T_shape, self.settings.seed, [0]).to(session.trained.device)
-        errors = {}
-        for coded in session.coded(read, f"decoding {len(read.cases)} cases"):
-            x_T = torch.cat([noise.to(coded.x_T), coded.x_T])
-            images = sessions.decode_in_batches(session.trained, coded.z_sem, x_T, batch_size=2)
-            errors[coded.case.id] = (images - coded.image).square().flatten(1).mean(dim=1).tolist()
+        trained, errors = session.trained, {}
+        network, inferer = trained.network, trained.inferer
+        noise = image_noise(trained.x_T_shape, self.settings.seed, [0]).to(trained.device)
+        for (case,), *images in read.batches(1, f"decoding {len(read.cases)} cases"):
+            image, encoder_image = (each.to(trained.device) for each in images)
+            z_sem = inferers.encode_exactly(encoder_image, network, inferer)
+            _, from_x_T = inferer.round_trip(image, network, z_sem)
+            decoded = torch.cat([inferer.decode(z_sem, network, noise), from_x_T])
+            errors[case.id] = (decoded - image).square().flatten(1).mean(dim=1).tolist()
         return pd.DataFrame.from_dict(errors, orient="index", columns=["mse_z_sem", "mse_x_T"])
 
     def draw(self, path: Path, neighbors: pd.DataFrame, cases: pd.DataFrame, table: pd.DataFrame) -> None:

@@ -20,13 +20,13 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Choice, Decoding, Reading, Seed, UnbatchedRun, pairs
-from monai_diffae.apps.synthesis.edit import Detail
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
+from monai_diffae.policies import Detail
 
 with on_first_use:
     import numpy as np
@@ -116,7 +116,7 @@ def combine(
     images = out / "images"
 
     def make() -> Mapping[str, Any]:
-        opened = {name: session.open_case(each) for name, each in cases.items()}
+        opened = {name: session.trained.open(each) for name, each in cases.items()}
         own = opened[case]
         image = own.decode(*combination.codes(case, opened, axes))
         difference = image - own.decode(own.z_sem, own.x_T) if detail == "own" else None

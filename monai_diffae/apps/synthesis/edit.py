@@ -15,7 +15,7 @@ from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
 from monai_diffae.apps.result import Result, failed_cases
-from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run
+from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, UnbatchedRun
 from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
@@ -23,6 +23,7 @@ from monai_diffae.data.cases import Case, PatientKey, key_beside
 from monai_diffae.data.fingerprints import file_checksum, json_digest
 from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import on_first_use
+from monai_diffae.policies import Detail
 
 with on_first_use:
     import numpy as np
@@ -33,7 +34,6 @@ with on_first_use:
     from monai_diffae.apps import session as sessions
     from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
-    from monai_diffae.data import masks
     from monai_diffae.latents import representation
     from monai_diffae.transforms import writing
 
@@ -51,7 +51,6 @@ _LEAST_ODDS = 2.0  # of a change at a lesion; if whole scans of gliomas (FLAIR) 
 _LEAST_ACHIEVED = 0.2  # fraction of the requested strength; below it, a warning is logged
 
 Along = Literal["pattern", "weight"]
-Detail = Literal["own", "model"]
 
 
 @Parameter(name="*", group=Group("Measurements", sort_key=2))
@@ -83,13 +82,12 @@ class EditedImages:
         patients = json_digest([case.patient for case in cases])
         return {"detail": self.detail, "dicom": self.dicom, "captions": list(self.captions), "patients": patients}
 
-    def picture(
-        self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
-    ) -> CasePicture:
+    def picture(self, opened: bundles.ModelCase, images: torch.Tensor, differences: torch.Tensor) -> CasePicture:
         """The picture of a case, with the detail and caption that are asked for."""
         if self.detail == "own":
-            images, differences = _own_detail(native, differences)
-        return CasePicture(images, differences, pictures.caption({"id": case.id, **case.labels}, self.captions))
+            images, differences = _own_detail(opened.native, differences)
+        caption = pictures.caption({"id": opened.id, **opened.case.labels}, self.captions)
+        return CasePicture(images, differences, caption)
 
 
 @command
@@ -106,7 +104,7 @@ def edit(
     choice: Choice = Choice(),
     decoding: Decoding = Decoding(),
     reading: Reading = Reading(),
-    run: Run = Run(),
+    run: UnbatchedRun = UnbatchedRun(),
 ) -> Result:
     """Edit cases along a direction: images, differences and measurements, in the scan's own space.
 
@@ -155,7 +153,7 @@ def edit(
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses equal names before anything is loaded
-    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
     trained, embeddings = session.trained, measurements.embeddings
     line, *watch = (read_direction(file, trained) for file in (direction, *measurements.watch))
     if len({each.target for each in watch}) < len(watch):
@@ -180,8 +178,8 @@ def edit(
     results = [out / name for name in ("edits.csv", "edits.png", "images", "differences")]
 
     def make() -> Mapping[str, Any]:
-        edits = _Edits(session, line, along, strengths, watch, nearest_other, out, output)
-        figures = edits.run(session.read(cases, out, named=bool(choice.cases), dicom=output.dicom))
+        opened = session.opened(cases, out, "editing", named=bool(choice.cases), dicom=output.dicom)
+        figures = _Edits(session, line, along, strengths, watch, nearest_other, out, output).run(opened)
         numbers = {name: value for name, value in figures.items() if value is not None}
         log_to_open_run(numbers, [out / "edits.png"], "edits")
         return figures
@@ -213,7 +211,7 @@ class _Edits:
     folder: Path
     output: EditedImages
 
-    def run(self, read: sessions.ReadCases) -> dict[str, Any]:
+    def run(self, cases: sessions.OpenedCases) -> dict[str, Any]:
         """Edit all cases, and return the figures of the result."""
         transforms.check_invertible(self.session.trained.preprocessing)
         if not self.session.encoder_sees_decoded_images:
@@ -226,33 +224,31 @@ class _Edits:
             remove_images(self.folder / name)
         edited: list[pd.DataFrame] = []
         shown: list[CasePicture] = []
-        for coded in self.session.coded(read, f"editing {counted(len(read.cases), 'case')}"):
-            rows, images, differences = self._edit(coded)
-            native = transforms.NativeSpace(self.session.trained.preprocessing, coded.case.item())
-            changes = self._write(coded.case, native, images, differences)
-            shares = [shares_in_mask(self.session, coded.case, native, change) for change in changes]
-            edited.append(rows.join(pd.DataFrame(shares)))
+        for opened in cases:
+            rows, images, differences = self._edit(opened)
+            changes = self._write(opened, images, differences)
+            edited.append(rows.join(pd.DataFrame(shares_in_mask(opened, change) for change in changes)))
             if len(shown) < _NUM_PICTURED:
-                shown.append(self.output.picture(coded.case, native, images, differences))
+                shown.append(self.output.picture(opened, images, differences))
         table = pd.concat(edited)
         write_csv(self.folder / "edits.csv", table)
         titles = strength_titles(self.strengths)
         draw_changes(self.folder / "edits.png", shown, titles, self.session.trained)
         return {
-            "num_cases": len(read.cases),
-            "num_failed": len(read.failures),
+            "num_cases": len(edited),
+            "num_failed": len(cases.failures),
             "monotone": _monotone_share(table, self.direction.kind),
             "achieved": _achieved_share(table),
             **{str(name): share for name, share in table.filter(regex=f"^{_SHARE}").mean().dropna().items()},
             **mean_shares(table),
         }
 
-    def _edit(self, coded: sessions.CodedCase) -> tuple[pd.DataFrame, torch.Tensor, torch.Tensor]:
+    def _edit(self, opened: bundles.ModelCase) -> tuple[pd.DataFrame, torch.Tensor, torch.Tensor]:
         """Return the rows, the edited images (A, C, *S), and their differences from the plain reconstruction."""
         trained = self.session.trained
-        z_sem = coded.z_sem.cpu().numpy()
+        z_sem = opened.z_sem.cpu().numpy()
         z_moved = np.concatenate([self.direction.move(z_sem, strength, self.along) for strength in self.strengths])
-        images = self.session.decode(torch.from_numpy(z_moved).to(coded.x_T), coded.x_T)
+        images = opened.decode(torch.from_numpy(z_moved).to(opened.images))
         differences = images - images[self.strengths.index(0)]
         z_edited = None
         if self.session.encoder_sees_decoded_images:
@@ -262,21 +258,20 @@ class _Edits:
             sizes = differences.abs().flatten(2).mean(dim=2)
             shares = (sizes / sizes.sum(dim=1, keepdim=True)).T.cpu().numpy()  # NaN if nothing changes
             changes |= dict(zip((f"{_SHARE}{name}" for name in trained.channel_names), shares, strict=True))
-        rows = self._rows(coded.case.id, coded.case.patient, z_moved, z_edited, changes)
+        rows = self._rows(opened.case, z_moved, z_edited, changes)
         return rows, images.cpu(), differences.cpu()
 
     def _write(
-        self, case: Case, native: transforms.NativeSpace, images: torch.Tensor, differences: torch.Tensor
+        self, opened: bundles.ModelCase, images: torch.Tensor, differences: torch.Tensor
     ) -> list[npt.NDArray[np.float32]]:
         """Write the images and differences of a case, and return the latter, in its own space."""
-        is_own = self.output.detail == "own"
-        convert, shown = (native.add_difference, differences) if is_own else (native.back, images)
-        plain, written = convert(shown[self.strengths.index(0)]), []
-        for strength, each, difference in zip(strength_names(self.strengths), shown, differences, strict=True):
-            name = f"{case.file_name}_{strength}"
+        native, zero, detail, written = opened.native, self.strengths.index(0), self.output.detail, []
+        plain = native.edited(images[zero], differences[zero], detail)
+        for strength, image, difference in zip(strength_names(self.strengths), images, differences, strict=True):
+            name = f"{opened.case.file_name}_{strength}"
             description = f"monai_diffae edit: {self.direction.target} {strength}" if self.output.dicom else None
-            edited = convert(each)
-            writing.write_case_image(self.folder / "images", name, native, edited, case, description)
+            edited = native.edited(image, difference, detail)
+            writing.write_case_image(self.folder / "images", name, native, edited, opened.case, description)
             file = self.folder / "differences" / f"{name}.nii.gz"
             clipped = native.storable(edited) - edited - (native.storable(plain) - plain)  # 0 where the file holds all
             written.append(native.back_difference(difference) + clipped)
@@ -284,10 +279,10 @@ class _Edits:
         return written
 
     def _rows(
-        self, case_id: str, patient: str, z_moved: Floats, z_edited: Floats | None, changes: Mapping[str, Floats]
+        self, case: Case, z_moved: Floats, z_edited: Floats | None, changes: Mapping[str, Floats]
     ) -> pd.DataFrame:
         """One row per strength; ``z_edited`` (A, D) is None if the encoder cannot look at edited images."""
-        columns: dict[str, Any] = {"id": case_id, "strength": self.strengths, "target": self.direction.predict(z_moved)}
+        columns: dict[str, Any] = {"id": case.id, "strength": self.strengths, "target": self.direction.predict(z_moved)}
         if z_edited is None:
             return pd.DataFrame({**columns, **changes})
         z_case = z_moved[self.strengths.index(0)]
@@ -297,7 +292,7 @@ class _Edits:
         columns |= {"prediction": self.direction.predict(z_edited), "achieved": self._travel(self.direction, z_edited)}
         columns |= {**changes, "identity": np.linalg.norm(orthogonal, axis=1)}
         if self.nearest_other is not None:
-            columns["nearest_other"] = self.nearest_other(z_norm, patient)
+            columns["nearest_other"] = self.nearest_other(z_norm, case.patient)
             columns["is_itself"] = np.linalg.norm(change, axis=1) < columns["nearest_other"]
         columns |= {f"drift_{each.target}": self._travel(each, z_edited) for each in self.watch}
         return pd.DataFrame(columns)
@@ -370,14 +365,12 @@ def _rises(predictions: pd.Series[float], kind: str) -> bool:
     return bool(((np.diff(values) > 0) | is_saturated).all())
 
 
-def shares_in_mask(
-    session: sessions.Session, case: Case, native: transforms.NativeSpace, change: npt.NDArray[np.float32]
-) -> dict[str, float]:
+def shares_in_mask(opened: bundles.ModelCase, change: npt.NDArray[np.float32]) -> dict[str, float]:
     """The share of a change ``[C, *native S]`` inside a case's mask, and that by chance; nothing without both."""
-    mask = masks.case_mask(case, session.cohort.slice_axis)
+    mask, native = opened.mask, opened.native
     if mask is None or not (mask & native.field).any() or not change.any():
         return {}
-    low, high = session.trained.model_range
+    low, high = opened.trained.model_range
     is_tissue = (native.to_model_range(native.scan.array) > low + _LEAST_TISSUE * (high - low)).any(axis=0)
     zero = native.to_model_range(np.zeros_like(change))
     size = np.abs(native.to_model_range(change) - zero).sum(axis=0, dtype=np.float64)

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_diffae import bundle as bundles
 from monai_diffae import latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
@@ -29,9 +30,8 @@ from monai_diffae.apps.synthesis.finder import (
 from monai_diffae.apps.synthesis.users_model import ModelInterface, check_file, checksum, read_users_model
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import PartStore, write_csv
-from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.data.progress import Failure, check_any_usable, write_failures
+from monai_diffae.data.progress import Failure, check_any_usable, track, write_failures
 from monai_diffae.errors import ConfigError, ScanError, counted
 from monai_diffae.lazy import on_first_use
 
@@ -159,9 +159,8 @@ def explain(
             store.remove()
         read = session.read(cases, out, named=bool(choice.cases), dicom=output.dicom)
         looked_at = read.cases[:: -(-len(read.cases) // _LOOKED_AT)]  # evenly, as tables are often sorted
-        natives = (transforms.NativeSpace(trained.preprocessing, case.item()) for case in looked_at)
         with torch.no_grad():
-            fitting = users_model.checked([users_model.image(native) for native in natives])
+            fitting = users_model.checked([users_model.image(trained.open(case).native) for case in looked_at])
         trained.network.requires_grad_(False)
         finder = Finder(session, fitting, reference, search, fast, output.detail)
         finder.check_seen(looked_at)
@@ -272,26 +271,26 @@ class _Explanations:
         for name in () if len(done) else _FOLDERS:
             remove_images(self.folder / name)
         num_pictured, known = int((done["error"] == "").sum()), set(done["id"])
-        left = [row for row in rows if read.cases[row].id not in known]
-        for coded in self.finder.session.coded(read, f"explaining {counted(len(left), 'case')}", left):
+        left = [read.cases[row] for row in rows if read.cases[row].id not in known]
+        for case in track(left, f"explaining {counted(len(left), 'case')}"):
             error, file = "", BytesIO()
             try:
-                case = self.finder.scored(coded.case)
-                found = self.finder.find(coded, case)
-                picture = self._write(coded.case, case.native, found)
-                tests = list(test.rows(case, self.finder.tested(coded, case.native, test)))
+                scored = self.finder.scored(case)
+                found = self.finder.find(scored)
+                picture = self._write(scored.opened, found)
+                tests = list(test.rows(scored, self.finder.tested(scored.opened, test)))
                 content: dict[str, Any] = {"row": found.row, "curve": found.curve, "z_sem": found.z_sem}
                 content |= {"start": found.start, "tests": tests}
                 torch.save({**content, "picture": tuple(picture) if num_pictured < _NUM_PICTURED else None}, file)
                 num_pictured += 1
             except ScanError as reason:
                 error = str(reason)
-            self.store.append(pd.DataFrame([{"id": coded.case.id, "error": error, "found": file.getvalue()}]))
+            self.store.append(pd.DataFrame([{"id": case.id, "error": error, "found": file.getvalue()}]))
 
-    def _write(self, case: Case, native: transforms.NativeSpace, found: Found) -> CasePicture:
+    def _write(self, opened: bundles.ModelCase, found: Found) -> CasePicture:
         """Write the images of a case, and return its picture."""
-        is_own = self.output.detail == "own"
-        image = self.finder.array(native, found.image, found.difference)
+        case, native, is_own = opened.case, opened.native, self.output.detail == "own"
+        image = native.edited(found.image, found.difference, self.output.detail)
         text = "monai_diffae explain" if self.output.dicom else None
         writing.write_case_image(self.folder / "images", case.file_name, native, image, case, text)
         file = self.folder / "scans" / f"{case.file_name}{native.suffix}"
@@ -299,10 +298,10 @@ class _Explanations:
         file = self.folder / "differences" / f"{case.file_name}.nii.gz"
         difference = native.storable(image) - native.scan.array if is_own else native.back_difference(found.difference)
         transforms.write_native(file, difference, native.scan, np.float32)
-        found.row.update(edit.shares_in_mask(self.finder.session, case, native, difference))
+        found.row.update(edit.shares_in_mask(opened, difference))
         both = torch.stack([found.image - found.difference, found.image])
         changes = torch.stack([torch.zeros_like(found.difference), found.difference])
-        images, differences, caption = self.output.picture(case, native, both, changes)
+        images, differences, caption = self.output.picture(opened, both, changes)
         scores = "{score:.2f} to {counterfactual:.2f}".format(**found.row)
         scores += "" if found.row["reached"] else f" (missed {found.row['to']:.2f})"
         return CasePicture(images, differences[1:], "\n".join(filter(None, [caption, scores])))

@@ -14,7 +14,7 @@ from annotated_types import Ge
 from cyclopts import Group, Parameter
 
 from monai_diffae import bundle as bundles
-from monai_diffae import inferers, latents, transforms
+from monai_diffae import inferers, latents
 from monai_diffae.apps.settings import Columns, NamedFiles, Seed
 from monai_diffae.apps.synthesis import edit, shortcuts
 from monai_diffae.apps.synthesis.users_model import ScoredCase, UsersModel
@@ -24,6 +24,7 @@ from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.errors import ConfigError, ScanError, counted
 from monai_diffae.lazy import on_first_use
+from monai_diffae.policies import Detail
 
 with on_first_use:
     import numpy as np
@@ -186,17 +187,11 @@ class Finder:
     reference: Reference
     search: Search
     fast: inferers.DiffusionAutoencoderInferer  # of the search
-    detail: edit.Detail
-
-    def array(self, native: transforms.NativeSpace, image: torch.Tensor, difference: torch.Tensor) -> Floats:
-        """What is written of a decoded image (C, *S) that differs from the plain reconstruction."""
-        return native.add_difference(difference) if self.detail == "own" else native.back(image)
+    detail: Detail
 
     def scored(self, case: Case) -> ScoredCase:
         """A case with the scores of the user's model."""
-        return ScoredCase(
-            case.id, transforms.NativeSpace(self.session.trained.preprocessing, case.item()), self.users_model
-        )
+        return ScoredCase(self.session.trained.open(case), self.users_model)
 
     def survey(self, cases: Sequence[Case], markers: Mapping[str, Floats]) -> list[tuple[float, list[dict[str, Any]]]]:
         """The value of each scan, NaN if there is none, and its rows of the test by pasting."""
@@ -229,42 +224,42 @@ class Finder:
             )
         logger.info("%s", text)
 
-    def find(self, coded: sessions.CodedCase, case: ScoredCase) -> Found:
+    def find(self, case: ScoredCase) -> Found:
         """The counterfactual of a case."""
-        start = case.value()
+        start, opened = case.value(), case.opened
         target = self._target(start)
-        found = self._searched(coded, case, target)
+        found = self._searched(case, target)
         fractions = torch.tensor(_FRACTIONS).to(found.change)
-        images = self._decoded(coded, torch.outer(fractions, found.change)).cpu()
-        values = [case.stored_value(self.array(case.native, image, image - images[0])) for image in images]
+        images = self._decoded(opened, torch.outer(fractions, found.change)).cpu()
+        values = [case.stored_value(case.native.edited(image, image - images[0], self.detail)) for image in images]
         towards = float(np.sign(target - start)) or 1.0
         crossing = _crossing(values, target, towards)
         reaching = [each for each, value in zip(_FRACTIONS, values, strict=True) if (value - target) * towards >= 0]
         for length in (crossing, *(each for each in reaching if each > crossing)):  # the curve may bend
-            image = self._decoded(coded, length * found.change[None]).cpu()[0]
-            value = case.stored_value(self.array(case.native, image, image - images[0]))
+            image = self._decoded(opened, length * found.change[None]).cpu()[0]
+            value = case.stored_value(case.native.edited(image, image - images[0], self.detail))
             if reached := bool(length > 0 and (value - target) * towards >= 0):
                 break
-        score_of, difference = self.users_model.score_of, (image - images[0])[None].to(coded.image)
+        score_of, difference = self.users_model.score_of, (image - images[0])[None].to(opened.images)
         distances = [float(found.change.norm()) * fraction for fraction in (*_FRACTIONS, length)]
         scores = [score_of(each) for each in (*values, value)]
         row: dict[str, Any] = {
-            "id": coded.case.id,
+            "id": opened.id,
             "score": score_of(start),
             "to": score_of(target),
             "counterfactual": scores[-1],
             "reached": reached,
             "distance": distances[-1],
-            "mse": float((self._seen(coded, difference) - coded.image).square().mean()),
+            "mse": float((self._seen(opened, difference) - opened.images).square().mean()),
             "search_score": score_of(found.value),
             "exact_score": scores[_FRACTIONS.index(1.0)],
             "gradients": found.steps,
             "is_flat": found.is_flat,
         }
-        z_sem = self._encoded(coded, difference, distances[-1], len(found.change))
+        z_sem = self._encoded(opened, difference, distances[-1], len(found.change))
         if z_sem is not None:
             z_norm = self.reference.components.statistics.normalise(z_sem[:2].numpy())
-            (nearest,) = self.reference.nearest_other(z_norm[1:], coded.case.patient)
+            (nearest,) = self.reference.nearest_other(z_norm[1:], opened.case.patient)
             row["is_itself"] = bool(np.linalg.norm(z_norm[1] - z_norm[0]) < nearest)
         points = sorted(zip(distances, scores, strict=True))
         return Found(row, start, points, image, difference[0].cpu(), z_sem)
@@ -281,26 +276,27 @@ class Finder:
         gap = min(max(least, abs(start - middle)), most)
         return middle + (gap if start < middle else -gap)
 
-    def _moved(self, coded: sessions.CodedCase, changes: torch.Tensor) -> torch.Tensor:
+    def _moved(self, opened: bundles.ModelCase, changes: torch.Tensor) -> torch.Tensor:
         """z_sem (N, D) of a case after changes (N, K) of its components."""
         components = self.reference.components
         basis = torch.from_numpy(components.directions[: changes.shape[1]]).to(changes)
-        return coded.z_sem + changes @ basis * torch.from_numpy(components.statistics.std).to(changes)
+        return opened.z_sem + changes @ basis * torch.from_numpy(components.statistics.std).to(changes)
 
-    def _seen(self, coded: sessions.CodedCase, differences: torch.Tensor) -> torch.Tensor:
+    def _seen(self, opened: bundles.ModelCase, differences: torch.Tensor) -> torch.Tensor:
         """The scan with decoded differences (N, C, *S), as the user's model and the encoder see it."""
-        return (coded.image + differences).clamp(*self.session.trained.model_range)
+        return (opened.images + differences).clamp(*self.session.trained.model_range)
 
-    def _searched(self, coded: sessions.CodedCase, case: ScoredCase, target: float) -> counterfactual.Change:
+    def _searched(self, case: ScoredCase, target: float) -> counterfactual.Change:
         """The change that the search finds, by the fast decoder or with few steps."""
         from monai_diffae.networks.kernels import exact_convolutions
 
-        network, at_once = self.session.trained.network, inferers.images_at_once(coded.image.shape[2:])
-        plain = self.fast.decode(coded.z_sem, network, coded.x_T)
+        opened, network = case.opened, self.session.trained.network
+        at_once = inferers.images_at_once(opened.images.shape[2:])
+        plain = self.fast.decode(opened.z_sem, network, opened.x_T)
 
         def part(changes: torch.Tensor) -> torch.Tensor:
-            x_T = coded.x_T.expand(len(changes), *coded.x_T.shape[1:])
-            decoded = self.fast.decode_with_gradient(self._moved(coded, changes), network, x_T)
+            x_T = opened.x_T.expand(len(changes), *opened.x_T.shape[1:])
+            decoded = self.fast.decode_with_gradient(self._moved(opened, changes), network, x_T)
             images = [self.users_model.image(case.native, each) for each in decoded - plain]
             return self.users_model.values(torch.cat(images)).to(changes)
 
@@ -313,38 +309,33 @@ class Finder:
         num = num if has_gradient else min(num, _NUM_COMPONENTS)
         evaluate = counterfactual.autograd(value) if has_gradient else counterfactual.finite_differences(value)
         largest = (2 * self.session.trained.z_channels) ** 0.5  # about the distance between two training cases
-        return counterfactual.find_change(evaluate, num, target, largest=largest, device=coded.x_T.device)
+        return counterfactual.find_change(evaluate, num, target, largest=largest, device=opened.x_T.device)
 
-    def _decoded(self, coded: sessions.CodedCase, changes: torch.Tensor) -> torch.Tensor:
-        at_once = inferers.images_at_once(coded.image.shape[2:])  # a fixed number, on which the last bits depend
-        return sessions.decode_in_batches(self.session.trained, self._moved(coded, changes), coded.x_T, at_once)
+    def _decoded(self, opened: bundles.ModelCase, changes: torch.Tensor) -> torch.Tensor:
+        return opened.decode(self._moved(opened, changes))
 
-    def tested(
-        self, coded: sessions.CodedCase, native: transforms.NativeSpace, test: shortcuts.DirectTest
-    ) -> list[Floats]:
+    def tested(self, opened: bundles.ModelCase, test: shortcuts.DirectTest) -> list[Floats]:
         """The scan (C, *native S) after each change of a direct test."""
-        z_sem, seed = coded.z_sem.cpu().numpy(), seed_of(self.search.seed, coded.case.id)
+        z_sem, seed = opened.z_sem.cpu().numpy(), seed_of(self.search.seed, opened.id)
         random = image_noise((z_sem.shape[1],), seed, [self.search.num_random]).cpu().numpy()[0]
         moved = test.moves(z_sem, random / np.linalg.norm(random))
-        z_all = torch.cat([coded.z_sem, torch.from_numpy(moved).to(coded.z_sem)])
-        at_once = inferers.images_at_once(coded.image.shape[2:])
-        images = sessions.decode_in_batches(self.session.trained, z_all, coded.x_T, at_once).cpu()
-        return [native.add_difference(image - images[0]) for image in images[1:]]
+        images = opened.decode(torch.cat([opened.z_sem, torch.from_numpy(moved).to(opened.z_sem)])).cpu()
+        return [opened.native.add_difference(image - images[0]) for image in images[1:]]
 
     def _encoded(
-        self, coded: sessions.CodedCase, difference: torch.Tensor, distance: float, num: int
+        self, opened: bundles.ModelCase, difference: torch.Tensor, distance: float, num: int
     ) -> torch.Tensor | None:
         """z_sem of scan, counterfactual and random changes; None if the encoder cannot look at decoded images."""
         trained = self.session.trained
         if not self.session.encoder_sees_decoded_images:
             return None
-        seed = seed_of(self.search.seed, coded.case.id)
-        random = image_noise((num,), seed, list(range(self.search.num_random))).to(coded.x_T.device)
+        seed = seed_of(self.search.seed, opened.id)
+        random = image_noise((num,), seed, list(range(self.search.num_random))).to(opened.x_T.device)
         random *= distance / random.norm(dim=1, keepdim=True)
-        images = self._decoded(coded, torch.cat([torch.zeros_like(random[:1]), random]))
-        seen = self._seen(coded, torch.cat([difference, images[1:] - images[:1]]))
+        images = self._decoded(opened, torch.cat([torch.zeros_like(random[:1]), random]))
+        seen = self._seen(opened, torch.cat([difference, images[1:] - images[:1]]))
         encoded = inferers.encode_exactly(seen, trained.network, trained.inferer)
-        return torch.cat([coded.z_sem, encoded]).cpu()
+        return torch.cat([opened.z_sem, encoded]).cpu()
 
 
 def _crossing(values: Sequence[float], target: float, towards: float) -> float:

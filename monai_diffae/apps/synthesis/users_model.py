@@ -211,9 +211,13 @@ class UsersModel:
 class ScoredCase:
     """A case and the values that the user's model gives its scan, and images that are written for it."""
 
-    id: str
-    native: transforms.NativeSpace
+    opened: bundles.ModelCase
     users_model: UsersModel
+
+    @property
+    def native(self) -> transforms.NativeSpace:
+        """The scan's own space."""
+        return self.opened.native
 
     def value(self, difference: torch.Tensor | None = None) -> float:
         """The value of the scan, also with a decoded difference (C, *S)."""
@@ -231,7 +235,7 @@ class ScoredCase:
             value = float(self.users_model.values(image))
         if not math.isfinite(value):
             raise ScanError(
-                f"{self.id}: the output of {self.users_model.name} is not finite for the scan or a changed one"
+                f"{self.opened.id}: the output of {self.users_model.name} is not finite for the scan or a changed one"
             )
         return value
 
