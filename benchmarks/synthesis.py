@@ -88,10 +88,10 @@ def measure_edits(session: Session, args: argparse.Namespace) -> dict[str, Any]:
     alongs: tuple[Along, ...] = ("pattern", "weight")
     test = session.choose(Choice(split="test"))
     cases = [test[i] for i in np.linspace(0, len(test) - 1, min(args.num_cases, len(test))).astype(int)]
-    for number, coded in enumerate(session.coded(session.read(cases, args.out), f"editing {len(cases)} cases")):
+    for number, opened in enumerate(session.opened(cases, args.out, "editing")):
         for along in alongs:
-            z = np.concatenate([direction.move(coded.z_sem.numpy(), strength, along) for strength in STRENGTHS])
-            images = session.decode(torch.from_numpy(z), coded.x_T)
+            z = np.concatenate([direction.move(opened.z_sem.numpy(), strength, along) for strength in STRENGTHS])
+            images = opened.decode(torch.from_numpy(z))
             distances = direction.distance(trained.inferer.encode(images, trained.network).numpy())
             logits = classifier(images)[:, 0].numpy()
             mse = (images - images[STRENGTHS.index(0)]).square().flatten(1).mean(dim=1).numpy()

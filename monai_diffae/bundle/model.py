@@ -37,7 +37,7 @@ from monai_diffae.transforms.native import CaseSpace
 from monai_diffae.transforms.writing import write_image
 
 CaseImage: TypeAlias = "PathLike | Sequence[PathLike] | NDArray[Any] | Tensor | Scan"
-CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage]"
+CaseImages: TypeAlias = "CaseImage | Mapping[str, CaseImage] | Case"
 """What :meth:`TrainedBundle.open` opens."""
 _TENSORS = ("mean_squares", "scores", "scans", "quantiles")
 _ANOMALY_ROOTS = ("network_def", "preprocessing", "diffusion", "model_range", "encoder_key")
@@ -144,7 +144,7 @@ class TrainedBundle:
         """The columns of the cohort's table that hold the paths of a case's images."""
         return list(self.config["image_keys"])
 
-    def open(self, image: CaseImages | Case, *, slice: int | None = None, id: str | None = None) -> "ModelCase":
+    def open(self, image: CaseImages, *, slice: int | None = None, id: str | None = None) -> "ModelCase":
         """Open one case: read and preprocess it. Codes and reconstructions are computed when they are asked for.
 
         Args:
@@ -166,11 +166,7 @@ class TrainedBundle:
             >>> case = trained.open("scan.nii.gz")  # doctest: +SKIP
             >>> case.write("reconstructed.nii.gz", case.back(case.reconstruct("z_sem")))  # doctest: +SKIP
         """
-        if not isinstance(image, Case):
-            return ModelCase(self, image, slice=slice, id=id)
-        item = image.item()
-        images = {key: item[key] for key in (*self.image_keys, "mask") if key in item}
-        return ModelCase(self, images, slice=image.slice_index, id=image.id, case=image)
+        return ModelCase(self, image, slice=slice, id=id)
 
 
 class ModelCase(CaseSpace):
@@ -189,16 +185,14 @@ class ModelCase(CaseSpace):
     """
 
     def __init__(
-        self,
-        trained: TrainedBundle,
-        image: CaseImages,
-        *,
-        slice: int | None = None,
-        id: str | None = None,
-        case: Case | None = None,
+        self, trained: TrainedBundle, image: CaseImages, *, slice: int | None = None, id: str | None = None
     ) -> None:
-        images = dict(image) if isinstance(image, Mapping) else {"image": image}
         keys, config = trained.image_keys, trained.config
+        if isinstance(image, Case):
+            slice, id, item = image.slice_index, image.id, image.item()
+            images = {key: item[key] for key in (*keys, "mask") if key in item}
+        else:
+            images = dict(image) if isinstance(image, Mapping) else {"image": image}
         if "image" not in images or "image" in config.get("sequences", []):
             images = _named_images(images, config)
         if set(images) - {"mask"} != set(keys):
@@ -206,8 +200,8 @@ class ModelCase(CaseSpace):
             raise ConfigError(f"image: the bundle takes the images {needed}, but got {given}; give a mapping of them")
         self.trained = trained
         self.id = _name(images["image"]) if id is None else id
-        self.case = case or Case(self.id, {}, self.id)
-        item: dict[str, Any] = {**images, "id": self.id or "image"}
+        self.case = image if isinstance(image, Case) else Case(self.id, {}, self.id)
+        item = {**images, "id": self.id or "image"}
         if slice is not None:
             item["slice"] = operator.index(slice)
 

@@ -38,7 +38,6 @@ from monai_diffae.latents.neighbors import nearest_neighbors
 from monai_diffae.latents.statistics import LatentStatistics
 from monai_diffae.policies import Detail, check_choice
 from monai_diffae.serving.answers import ConflictError
-from monai_diffae.transforms.native import fits_png
 
 _SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png")
 # what 3D Slicer, OHIF, MONAILabelClient and MONAI Label itself add to requests
@@ -291,7 +290,7 @@ def diffae_reconstruct(
     case = request.open()
     images = case.reconstruct(mode, steps=steps or None, draws=draws, seed=seed, max_evaluations=max_evaluations)
     mse = float((images - case.images).square().mean())
-    return Answer({"mode": mode, "mse": mse}, case, case.back(images), fits_png(request.image, case.scan))
+    return Answer({"mode": mode, "mse": mse}, case, case.back(images), case.scan.suffix == ".png")
 
 
 @command
@@ -320,7 +319,7 @@ def diffae_edit(
         "detail": detail,
         "prediction": {"scan": line.predict(codes).tolist(), "edited": line.predict(target).tolist()},
     }
-    return Answer(figures, case, edited, fits_png(request.image, case.scan))
+    return Answer(figures, case, edited, case.scan.suffix == ".png")
 
 
 @command

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from monai_diffae.data.formats.axes import AXES, Axis, flat_axis, insert_slices, ras_shape, slice_volume
 from monai_diffae.data.formats.scan import Voxels
-from monai_diffae.data.scans import Scan, is_picture, read_header
+from monai_diffae.data.scans import Scan
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
 from monai_diffae.policies import Detail, PathLike
 from monai_diffae.transforms.preprocessing import SmoothForSpacingd, ToModelRanged
@@ -45,7 +44,6 @@ class NativeSpace:
         image: MetaTensor float32 ``[C, *S]``, the model's input.
         images: all preprocessed images of the item by key, among them ``image``.
         scan: the case's scan (or slice), ``[C, *native S]`` in its own units, with its affine.
-        suffix: the suffix for files: ``.png`` for pictures of 8 bits with one or three channels, else ``.nii.gz``.
 
     Example:
         >>> preprocessing = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
@@ -76,7 +74,6 @@ class NativeSpace:
             raise type(cause)(str(cause)) from error
         self.images: dict[Any, MetaTensor] = {k: v for k, v in preprocessed.items() if isinstance(v, MetaTensor)}
         self.image = self.images["image"]
-        self.suffix = ".png" if fits_png(item["image"], self.scan) else ".nii.gz"
 
     def replaced_by(self, file: PathLike) -> "NativeSpace":
         """The space of the same case with another file as its image, such as one that was written for this space."""
@@ -131,8 +128,8 @@ class NativeSpace:
         return self.back(image) if detail == "model" else self.add_difference(difference)
 
     def storable(self, array: Voxels) -> Voxels:
-        """An image ``[C, *native S]`` in the scan's units with the values that a file with :attr:`suffix` can hold."""
-        return np.clip(array, 0, 255) if self.suffix == ".png" else array
+        """An image ``[C, *native S]`` in the scan's units with the values that a file of its kind can hold."""
+        return np.clip(array, 0, 255) if self.scan.suffix == ".png" else array
 
     def to_model_range(self, array: Voxels) -> Voxels:
         """Scale an array ``[C, *native S]`` in the scan's units to the model's range, without clipping it."""
@@ -183,13 +180,6 @@ class NativeSpace:
                 item = transform.inverse(item)
         inverted: Tensor = item["image"].as_tensor().float()
         return inverted
-
-
-def fits_png(image: object, scan: Scan) -> bool:
-    """Whether a scan comes from one picture of 8 bits, so that PNG can hold images with its intensities."""
-    if not isinstance(image, (str, os.PathLike)):  # such as a list of channels
-        return False
-    return len(scan.array) in (1, 3) and is_picture(image) and read_header(image).fits_png
 
 
 def _nearest(operation: dict[str, Any]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def _scan(image: Any, key: str, needs: ScanNeeds) -> Scan:
     array, affine = _array_in_memory(image, key)
     scan = scan_of_array(array, affine, key, needs)
     if isinstance(image, Scan) and scan.array.shape == array.shape:
-        return replace(scan, modality=image.modality, header=image.header)
+        return replace(scan, modality=image.modality, header=image.header, has_8_bits=image.has_8_bits)
     return scan
 
 
@@ -179,7 +179,7 @@ def _read_channels(paths: Sequence[str], needs: ScanNeeds, other_grids: OtherGri
 def _stacked(paths: Sequence[str], scans: Sequence[Scan], other_grids: OtherGrids) -> Scan:
     first, *others = scans
     arrays = [first.array, *(on_grid(p, s, first, other_grids) for p, s in zip(paths[1:], others, strict=True))]
-    return replace(first, array=np.concatenate(arrays), header=None) if others else first
+    return replace(first, array=np.concatenate(arrays), header=None, has_8_bits=False) if others else first
 
 
 def _array_in_memory(image: Any, key: str) -> tuple[NDArray[Any], Floats | None]:

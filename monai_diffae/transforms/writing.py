@@ -45,7 +45,7 @@ def write_native(
     """Write an image in a scan's space as NIfTI or NRRD with the scan's affine, or as PNG, atomically.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, ``.nrrd`` or, for 2D images, ``.png``: see :attr:`NativeSpace.suffix`.
+        path: ``.nii``, ``.nii.gz``, ``.nrrd`` or, for 2D images, ``.png``: see ``scan.suffix``.
         array: ``[C', *native S]`` in the scan's units, or a map with values and channels of its own.
         scan: the scan.
         dtype: data type of the file; uint8 for masks, float32 for maps and differences. With integers, values are
@@ -125,7 +125,7 @@ def write_case_image(
     folder: Path, name: str, native: NativeSpace, array: Voxels, case: Case, dicom: str | None = None
 ) -> Path:
     """Write an image of a case as ``folder/<name>``; with ``dicom``, a description, also as a series in ``dicom/``."""
-    file = write_native(folder / f"{name}{native.suffix}", array, native.scan, description=SYNTHETIC)
+    file = write_native(folder / f"{name}{native.scan.suffix}", array, native.scan, description=SYNTHETIC)
     if dicom is not None and is_dicom_case(case):
         target = folder / "dicom" / (name if native.scan.spatial_dims == 3 else f"{name}.dcm")
         write_series(target, array, str(case.images["image"]), dicom)
@@ -267,7 +267,7 @@ class WriteReconstructiond(MapTransform):
         for key, folder in self.key_iterator(item, self.folders):
             image = torch.as_tensor(item[key]).detach().float().cpu()
             is_colour = isinstance(case.images["image"], Path)  # and not a list of channels
-            suffix = image_suffix(image.shape, case.file, is_colour) if native is None else native.suffix
+            suffix = image_suffix(image.shape, case.file, is_colour) if native is None else native.scan.suffix
             file = folder / f"{case.file_name}{suffix}"
             if file.exists() and not self.overwrite:
                 raise ConfigError(f"{file.name}: exists; set overwrite, or choose another output_dir")

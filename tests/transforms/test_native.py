@@ -126,7 +126,7 @@ def test_slices_lie_where_they_were(tmp_path, axis):
     native = NativeSpace(shipped_2d(method="minmax", axis=axis), {"image": str(source), "slice": 9})
     np.testing.assert_array_equal(native.scan.array, expected.array)
     np.testing.assert_array_equal(native.scan.affine, expected.affine)
-    assert native.suffix == ".nii.gz"
+    assert native.scan.suffix == ".nii.gz"
     path = write_native(tmp_path / "slice.nii.gz", native.back(native.image), native.scan)
     written = nib.load(path)
     assert written.shape == (*expected.array.shape[1:], 1)
@@ -138,7 +138,7 @@ def test_pictures(tmp_path):
     pixels = np.clip(smooth(75, 111)[0] / 4, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     native = NativeSpace(shipped_2d(method="minmax"), {"image": str(tmp_path / "a.png")})
-    assert native.suffix == ".png"
+    assert native.scan.suffix == ".png"
     written = Image.open(write_native(tmp_path / "out.png", native.back(native.image), native.scan))
     assert (written.size, written.mode) == ((111, 75), "L")
     assert np.abs(np.asarray(written, float) - pixels).mean() < 4
@@ -148,9 +148,9 @@ def test_pictures(tmp_path):
     # 16 bits would be cut to white
     Image.fromarray(pixels.astype(np.uint16) * 200).save(tmp_path / "deep.png")
     deep = NativeSpace(shipped_2d(), {"image": str(tmp_path / "deep.png")})
-    assert deep.suffix == ".nii.gz"
+    assert deep.scan.suffix == ".nii.gz"
     Image.fromarray(pixels.astype(np.uint16)).save(tmp_path / "dark.png")
-    assert NativeSpace(shipped_2d(), {"image": str(tmp_path / "dark.png")}).suffix == ".nii.gz"
+    assert NativeSpace(shipped_2d(), {"image": str(tmp_path / "dark.png")}).scan.suffix == ".nii.gz"
     assert nib.load(write_native(tmp_path / "deep.nii.gz", deep.scan.array, deep.scan)).get_data_dtype() == np.uint16
 
 

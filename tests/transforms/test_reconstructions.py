@@ -12,7 +12,6 @@ from monai_diffae import transforms
 from monai_diffae.data import Case, Scan, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.transforms import NativeSpace, ReadScand, ToModelRanged, WriteReconstructiond
-from monai_diffae.transforms.native import fits_png
 from monai_diffae.transforms.writing import image_suffix
 
 PREPROCESSING = Compose([ReadScand("image", 2), ToModelRanged("image", method="minmax")])
@@ -98,10 +97,11 @@ def test_one_slice_of_a_volume_can_be_served(tmp_path, random):
 
 
 def test_only_pictures_of_one_file_and_colours_are_written_as_png(tmp_path):
-    scan = Scan(np.zeros((3, 4, 4), np.float32), np.eye(4))
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    assert fits_png(tmp_path / "a.png", scan)
-    assert not fits_png([str(tmp_path / "a.png")] * 3, scan)  # three channels
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3)).save(tmp_path / "a.png")
+    Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).save(tmp_path / "grey.png")
+    reader = ReadScand("image", 2, channels=3)
+    assert reader.read({"image": tmp_path / "a.png"})["image"].suffix == ".png"
+    assert reader.read({"image": [tmp_path / "grey.png"] * 3})["image"].suffix == ".nii.gz"
     assert [image_suffix((3, 4, 4), is_colour=is_colour) for is_colour in (False, True)] == [".nii.gz", ".png"]
 
 

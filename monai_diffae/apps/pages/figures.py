@@ -1,18 +1,19 @@
 """Charts as SVG: drawn by matplotlib, in the page's colours, each series with its own marker and dashes."""
 
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.policies import Range
 
 _SIZE_PX = (420, 280)
+_SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 _INK, _LINE, _SURFACE = "#586070", "#dcdfe4", "#fefefe"
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6f6a00", "#7a7f87")
 _VARIABLES = {_INK: "muted", _LINE: "line", _SURFACE: "surface"} | {each: f"c{i}" for i, each in enumerate(_SERIES)}
@@ -132,17 +133,26 @@ def _finish(panel: Any, axes: Axes) -> None:
 
 def _inline(svg: str, text: str) -> Markup:
     """The element of a SVG file with the page's colours and ids of its own, so that a page may have several."""
-    svg = svg[svg.index("<svg ") :]
-    key = digest(svg)[:8]
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>c{key}-", svg)
-    svg = re.sub(r'xmlns(:xlink)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # would hold for the whole page
-    for colour, name in _VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    svg = re.sub(
-        r'<svg (.*?)width="[^"]*"', rf'<svg role="img" aria-label="{escape(text)}" \1', svg, count=1, flags=re.S
-    )
-    return Markup(re.sub(r' height="[\d.]+pt"', "", svg, count=1))  # noqa: S704, matplotlib escapes texts
+    root, prefix = ElementTree.fromstring(svg), f"c{digest(svg)[:8]}-"  # noqa: S314, matplotlib wrote it
+    for definitions in root.findall(f"{_SVG}defs"):
+        for style in definitions.findall(f"{_SVG}style"):  # would hold for the whole page
+            definitions.remove(style)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        element.attrib = {
+            name.removeprefix(_XLINK): _of_page(name, value, prefix) for name, value in element.attrib.items()
+        }
+    root.attrib = {"role": "img", "aria-label": text, "viewBox": root.attrib["viewBox"]}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704, which escapes texts
+
+
+def _of_page(name: str, value: str, prefix: str) -> str:
+    """The value of an attribute, with the page's variables instead of colours, and ids with a prefix."""
+    value = prefix + value if name == "id" else value.replace("#", f"#{prefix}") if name.endswith("href") else value
+    value = value.replace("url(#", f"url(#{prefix}")
+    for colour, variable in _VARIABLES.items():
+        value = value.replace(colour, f"var(--{variable})")
+    return value
 
 
 def short(value: float) -> str:

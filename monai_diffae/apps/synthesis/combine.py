@@ -225,8 +225,8 @@ def write_combined(
 ) -> Path:
     """Write an image (1, C, *S), or a scan plus a difference, as PNG or NIfTI in the space of a case."""
     from monai_diffae.data.scan_writing import SYNTHETIC
-    from monai_diffae.transforms.native import fits_png
 
     array = opened.back(image) if difference is None else opened.add_difference(difference)
-    suffix = ".png" if fits_png(case.images["image"], opened.scan) else ".nii.gz"
-    return transforms.write_native(path.with_name(f"{path.name}{suffix}"), array, opened.scan, description=SYNTHETIC)
+    return transforms.write_native(
+        path.with_name(f"{path.name}{opened.scan.suffix}"), array, opened.scan, description=SYNTHETIC
+    )

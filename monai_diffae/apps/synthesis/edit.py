@@ -15,7 +15,7 @@ from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
 from monai_diffae.apps.result import Result, failed_cases
-from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, UnbatchedRun
+from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Decoding, Numbers, Reading, UnbatchedRun
 from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
@@ -103,7 +103,7 @@ def edit(
     measurements: Measurements = Measurements(),
     choice: Choice = Choice(),
     decoding: Decoding = Decoding(),
-    reading: Reading = Reading(),
+    columns: Columns = NONE_GIVEN,
     run: UnbatchedRun = UnbatchedRun(),
 ) -> Result:
     """Edit cases along a direction: images, differences and measurements, in the scan's own space.
@@ -139,6 +139,7 @@ def edit(
         strengths: How far to move, in standard deviations of the training cases, e.g. ``-2,0,2``.
         along: ``pattern`` moves cases as training cases differ; ``weight`` along the classifier's weights, as in the
             paper.
+        columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
 
     Returns:
         The folder; ``num_cases``; ``num_failed``, listed in ``failures.csv``; ``monotone``, the fraction of cases whose
@@ -153,7 +154,7 @@ def edit(
     """
     strengths = sorted({0.0, *strengths})  # 0 is the plain reconstruction, which everything is compared with
     strength_names(strengths)  # refuses equal names before anything is loaded
-    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=Reading(columns), run=run.batched)
     trained, embeddings = session.trained, measurements.embeddings
     line, *watch = (read_direction(file, trained) for file in (direction, *measurements.watch))
     if len({each.target for each in watch}) < len(watch):

@@ -293,7 +293,7 @@ class _Explanations:
         image = native.edited(found.image, found.difference, self.output.detail)
         text = "monai_diffae explain" if self.output.dicom else None
         writing.write_case_image(self.folder / "images", case.file_name, native, image, case, text)
-        file = self.folder / "scans" / f"{case.file_name}{native.suffix}"
+        file = self.folder / "scans" / f"{case.file_name}{native.scan.suffix}"
         transforms.write_native(file, native.scan.array, native.scan)
         file = self.folder / "differences" / f"{case.file_name}.nii.gz"
         difference = native.storable(image) - native.scan.array if is_own else native.back_difference(found.difference)

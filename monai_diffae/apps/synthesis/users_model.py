@@ -114,7 +114,7 @@ class UsersModel:
     def scaled(self, native: transforms.NativeSpace, array: torch.Tensor) -> torch.Tensor:
         """An array (C, *S) in the scan's units as the model sees it, (1, C, *S) in the bundle's range."""
         low, high = self.model_range
-        if window := self.interface.input_window or ((0, 255) if native.suffix == ".png" else ()):
+        if window := self.interface.input_window or ((0, 255) if native.scan.suffix == ".png" else ()):
             array = (array - window[0]) / (window[1] - window[0]) * (high - low) + low
         else:
             array = native.scaled(array)
@@ -226,7 +226,7 @@ class ScoredCase:
     def stored_value(self, array: npt.NDArray[np.float32]) -> float:
         """The value of an array (C, *native S) in the scan's units, after it was written to a file and read again."""
         with TemporaryDirectory() as folder:
-            file = Path(folder) / f"image{self.native.suffix.removesuffix('.gz')}"
+            file = Path(folder) / f"image{self.native.scan.suffix.removesuffix('.gz')}"
             transforms.write_native(file, array, self.native.scan)
             return self._finite(self.users_model.image(self.native.replaced_by(file)))
 

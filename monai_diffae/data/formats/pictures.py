@@ -19,8 +19,9 @@ _PLAIN = {"1": "L", "P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "L
 
 def read(path: Path) -> Scan:
     """Read a picture ``[C, H, W]`` in the file's own values, rotated upright, without an opaque alpha channel."""
-    values = to_array(path, _open(path))
-    return Scan(np.moveaxis(values, -1, 0).astype(np.float32, order="C"), np.eye(4))
+    values = to_array(path, image := _open(path))
+    array = np.moveaxis(values, -1, 0).astype(np.float32, order="C")
+    return Scan(array, np.eye(4), has_8_bits=not image.mode.startswith("I"))
 
 
 def to_array(path: Path, image: Image.Image) -> NDArray[Any]:
@@ -49,7 +50,7 @@ def read_header(path: Path) -> Header:
     plain = _PLAIN.get(image.mode, image.mode)
     bands = None if plain in ("LA", "RGBA") else len(Image.new(plain, (1, 1)).getbands())
     shape = (width, height) if is_rotated else (height, width)
-    return Header(shape, np.eye(4), channels=bands, fits_png=not image.mode.startswith("I"))
+    return Header(shape, np.eye(4), channels=bands)
 
 
 def open_image(path: Path, *formats: str) -> Image.Image:

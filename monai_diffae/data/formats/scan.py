@@ -63,6 +63,7 @@ class Scan:
     header: nib.Nifti1Header | None = None
     doubts: tuple[Doubt, ...] = ()  #: why it may not be what was measured
     volume: "Scan | None" = None  #: the volume with one slice that a 2D image is; None for other scans
+    has_8_bits: bool = False  #: whether it is a picture of 8 bits
 
     @property
     def spatial_dims(self) -> int:
@@ -73,6 +74,11 @@ class Scan:
     def lacks_geometry(self) -> bool:
         """Whether the place and size in mm are not known, as for pictures."""
         return self.spatial_dims == 2 and np.array_equal(self.affine, np.eye(4))
+
+    @property
+    def suffix(self) -> str:
+        """Of files for its images: ``.png`` for pictures of 8 bits with one or three channels, else ``.nii.gz``."""
+        return ".png" if self.has_8_bits and len(self.array) in (1, 3) else ".nii.gz"
 
     @property
     def empty(self) -> Voxels:
@@ -94,7 +100,6 @@ class Header:
     affine: Floats
     doubts: tuple[Doubt, ...] = ()
     channels: int | None = 1  # of the file: three may be a grey picture stored as RGB; None if only its pixels tell
-    fits_png: bool = False  # whether it is a picture of 8 bits, so that PNG can hold images with its intensities
 
 
 @functools.lru_cache(maxsize=100_000)

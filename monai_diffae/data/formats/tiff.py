@@ -52,7 +52,8 @@ def read(path: Path) -> Scan:
             array = as_float32(path, pages)
     if page.photometric == 0 and page.bits == 16:  # Pillow inverts smaller values only
         array = 65535 - array
-    return Scan(array, header.affine, doubts=header.doubts)
+    has_8_bits = count == 1 and page.bits <= 8 and page.kind == 1
+    return Scan(array, header.affine, doubts=header.doubts, has_8_bits=has_8_bits)
 
 
 def read_header(path: Path) -> Header:
@@ -63,8 +64,7 @@ def read_header(path: Path) -> Header:
 def _to_header(page: _Page, count: int) -> Header:
     channels = page.samples if page.samples in (1, 3) and page.photometric != 3 else None
     if count == 1:
-        fits_png = page.bits <= 8 and page.kind == 1
-        return Header((page.height, page.width), np.eye(4), channels=channels, fits_png=fits_png)
+        return Header((page.height, page.width), np.eye(4), channels=channels)
     wrong, read_as = "it has no voxel spacing or orientation", f"its {count} pages are read as axial slices, 1 mm apart"
     doubt = Doubt("spacing", wrong, read_as, "convert it to .nii.gz with its spacing")
     return Header((page.width, page.height, count), itk.LPS_TO_RAS, (doubt,), channels)

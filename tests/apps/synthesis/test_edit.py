@@ -187,21 +187,16 @@ def test_what_does_not_fit_is_one_line(labelled, options, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_in_colour_and_of_what_the_encoder_sees_with_workers(unusual, tmp_path, caplog):
+def test_in_colour_and_of_what_the_encoder_sees(unusual, tmp_path, caplog):
     options = {"direction": unusual.direction, "strengths": (-2, 2), "limit": 2, "watch": [unusual.direction]}
-    folders = [
-        edit(unusual.bundle, unusual.cohort, tmp_path / f"{workers}", **options, workers=workers, device="cpu").folder
-        for workers in (0, 1)
-    ]
-    names = sorted(file.relative_to(folders[0]) for file in folders[0].glob("*/*"))
-    assert len(names) == 12
-    assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names)
+    folder = edit(unusual.bundle, unusual.cohort, tmp_path, **options, device="cpu").folder
+    assert len(list(folder.glob("*/*"))) == 12
     trained = load_bundle(unusual.bundle, "cpu")
     shape = (trained.image_shape[0], 20, 24)
-    assert read_scan(folders[0] / "images" / "case-1_+2.00.png").array.shape == shape
-    difference = nib.load(folders[0] / "differences" / "case-1_+2.00.nii.gz").get_fdata()
+    assert read_scan(folder / "images" / "case-1_+2.00.png").array.shape == shape
+    difference = nib.load(folder / "differences" / "case-1_+2.00.nii.gz").get_fdata()
     assert difference.shape == ((20, 24, 1, 3) if shape[0] == 3 else (20, 24, 1))
-    table = pd.read_csv(folders[0] / "edits.csv")
+    table = pd.read_csv(folder / "edits.csv")
     z_sem = z_matrix(read_embeddings(unusual.embeddings))[:2]
     target = read_direction(unusual.direction).predict(z_sem)
     np.testing.assert_allclose(table["target"][table["strength"] == 0], target, atol=1e-6)

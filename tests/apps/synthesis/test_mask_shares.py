@@ -11,8 +11,7 @@ from monai_diffae import edit
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Run
 from monai_diffae.apps.synthesis.edit import mask_notes, shares_in_mask
-from monai_diffae.data.scans import write_scan
-from monai_diffae.transforms import NativeSpace
+from monai_diffae.data.scans import read_scan, write_scan
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +32,13 @@ def test_planted_changes_are_inside_or_outside(unusual, tmp_path):
     """Each channel counts in the model's range."""
     session = Session.open(unusual.bundle, unusual.cohort, run=Run(device="cpu"))
     case = session.cohort.cases[0]
-    native = NativeSpace(session.trained.preprocessing, case.item())
-    scan, mask = native.scan.array, np.zeros((1, *native.scan.array.shape[1:]))
+    mask = np.zeros((1, *read_scan(case.first_file).array.shape[1:]))
     mask[:, :5] = 1
-    case = replace(case, mask=write_scan(tmp_path / "mask.png", mask, value_range=(0, 1)))
+    marked = replace(case, mask=write_scan(tmp_path / "mask.png", mask, value_range=(0, 1)))
+    opened = session.trained.open(marked)
+    native, scan = opened.native, opened.scan.array
     change = scan[:, ::-1] + np.float32(1)
-    inside, outside, both = (shares_in_mask(session, case, native, change * where) for where in (mask, 1 - mask, 1))
+    inside, outside, both = (shares_in_mask(opened, change * where) for where in (mask, 1 - mask, 1))
     size = np.abs(native.to_model_range(scan + change) - native.to_model_range(scan))
     assert (inside["change_in_mask"], outside["change_in_mask"]) == (1, 0)
     assert both["change_in_mask"] == pytest.approx(size[:, :5].sum() / size.sum(), rel=1e-4)
