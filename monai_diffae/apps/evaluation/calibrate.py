@@ -14,11 +14,12 @@ from cyclopts import Group, Parameter
 from monai_diffae import bundle as bundles
 from monai_diffae import inferers, metrics
 from monai_diffae.apps.settings import Choice, Seed, Split
+from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import seed_of
-from monai_diffae.errors import CohortError, ConfigError, counted, one_line
+from monai_diffae.errors import CohortError, ConfigError, one_line
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -63,10 +64,10 @@ def load_calibrated(session: sessions.Session, calibration: Calibration, out: Pa
         session = sessions.Session.of(trained, calibration.calibrate_with, reading=session.reading, run=session.run)
     elif calibration != Calibration():
         raise ConfigError("calibrate_with: the other options of the calibration need it; add it, or omit them")
-    elif session.split_origin != "training" or bundles.AnomalyDetector.load_if_usable(trained) is not None:
+    elif session.split_origin != "training" or (models_folder(trained.folder) / ANOMALY).is_file():
         return bundles.AnomalyDetector.load(trained)
     else:
-        logger.info("%s is not calibrated, so its validation cases are used for this", trained.folder.name)
+        logger.info("%s is not calibrated: this is done now, with the validation cases", trained.folder.name)
     split = calibration.calibration_split or (None if session.split_origin == "drawn" else "val")
     cases = draw_scans(session.choose(Choice(split=split)), calibration.calibration_cases, calibration.seed)
     settings = bundles.AnomalySettings((calibration.noise_level,), calibration.draws, seed=calibration.seed)
@@ -77,7 +78,7 @@ def load_calibrated(session: sessions.Session, calibration: Calibration, out: Pa
     detector = None if session.run.overwrite else bundles.AnomalyDetector.load_if_usable(trained)
     if detector is None or detector.settings != settings or not made_from.items() <= detector.made_from.items():
         read = session.read(cases, out, FAILURES)
-        rows = track(range(len(read.cases)), f"calibrating with {counted(len(read.cases), 'case')}")
+        rows = track(range(len(read.cases)), f"calibrating with {len(read.cases)} cases")
         num_patients = len({case.patient for case in read.cases})
         made_from |= {"num_patients": num_patients, "num_failed": len(read.failures)}
         detector = fit_detector(trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)

@@ -111,6 +111,11 @@ def test_another_cohort_does_not_calibrate_a_bundle_unless_the_user_says_so(bund
         mdae.anomaly(bundle, tmp_path / "others.csv", tmp_path / "out")
 
 
+def test_a_calibration_for_another_configuration_is_not_replaced_unless_the_user_says_so(tiny_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="belongs to another configuration"):
+        mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, overrides={"percentiles": [2, 98]})
+
+
 def test_options_of_a_calibration_need_scans_to_calibrate_with(tiny_bundle, tmp_path):
     with pytest.raises(ConfigError, match="^calibrate_with: "):
         mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, noise_level=0.5)

@@ -35,7 +35,6 @@ def test_losses_by_level(report):
     np.testing.assert_allclose(levels["z_sem_usage"], levels["loss_other"] / levels["loss_own"])
     np.testing.assert_allclose(levels["z_sem_usage_mean"], levels["loss_mean"] / levels["loss_own"])
     assert usage(report)[None]["value"] == pytest.approx(levels["loss_other"].sum() / levels["loss_own"].sum())
-    assert levels["loss_own"].nunique() == 3
     assert not np.allclose(levels["z_sem_usage"], 1, atol=1e-6)
 
 
@@ -45,7 +44,6 @@ def test_intervals_of_the_use_of_z_sem(report):
 
 def test_stability(report):
     rows = pd.read_csv(report.folder / "tables" / "stability.csv").set_index("change")
-    assert "other scan" not in rows.index
     assert rows["ratio"]["noise 1 %"] < rows["ratio"]["noise 5 %"]
     assert rows["ratio"]["shift 1 left-right"] > 0
     assert rows["rank_1"]["noise 1 %"] == 1
@@ -88,9 +86,8 @@ def test_a_decoder_that_ignores_z_sem_has_a_usage_of_1_and_a_chart_beside_that_o
     rewrite(ignoring, without_z_sem)
     result = diagnosed([labelled.bundle, ignoring], labelled.cohort, tmp_path / "o")
     levels = pd.read_csv(result.folder / "tables" / "noise_levels.csv").set_index("bundle").loc["ignoring"]
-    assert levels["z_sem_usage"].tolist() == pytest.approx([1, 1, 1], abs=1e-6)
-    assert levels["z_sem_usage_mean"].tolist() == pytest.approx([1, 1, 1], abs=1e-6)
-    assert levels["own_is_better"].tolist() == [0.5, 0.5, 0.5]  # by chance: equal losses
+    np.testing.assert_allclose(levels[["z_sem_usage", "z_sem_usage_mean"]], 1, atol=1e-6)
+    assert set(levels["own_is_better"]) == {0.5}  # by chance: equal losses
     assert "z_sem_usage 1.000: the decoder hardly uses z_sem" in caplog.text
     assert {file.name for file in result.folder.glob("*.png")} == {"diagnosis_bundle.png", "diagnosis_ignoring.png"}
 
