@@ -9,7 +9,7 @@
 3. ``OUT/model``: the diffusion autoencoder, trained on latents that are made once (``cache_latents``).
 4. ``embed``; then ridge regressions, trained on the training heads, predict each factor of the test heads from z_sem,
    and from as many principal components of the voxels (at half of the resolution).
-5. ``diagnose``, of some test heads: does the decoder use z_sem?
+5. ``evaluate``, of some test heads: does the decoder use z_sem?
 6. ``reconstruct``: some test heads from z_sem alone and with their x_T, beside the mean of the training heads.
 
 It prints the seconds and the largest memory of each step, and writes ``OUT/whole_heads.json``. What is in ``OUT``
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--whole-epochs", type=int, default=1, help="of the first stage on whole heads")
     parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--validations", type=int, default=4, help="validations during each training")
-    parser.add_argument("--diagnosed", type=int, default=40, help="test heads for diagnose")
+    parser.add_argument("--diagnosed", type=int, default=40, help="test heads for evaluate")
     parser.add_argument("--reconstructions", type=int, default=8)
     parser.add_argument("--first-stage-overrides", nargs="*", default=[], help="KEY=JSON, for the first stage")
     parser.add_argument("--overrides", nargs="*", default=[], help="KEY=JSON, for the model")
@@ -173,17 +173,21 @@ def main() -> None:
     save()
     test_cases = ["--split", "test", "--limit"]
     with_model(found, "embed", model, cohort, out / "embedded" / "embeddings.parquet")
-    with_model(found, "diagnose", model, cohort, out / "diagnosed" / "record.json", *test_cases, options.diagnosed)
+    if not (out / "evaluated" / "record.json").exists():
+        of_model = ["--bundle", model, "--cohort", cohort, "--limit", options.diagnosed]
+        few = ["--steps", 20, "--draws", 1, "--num-images", 0, "--num-codes", 0]
+        command(found, "evaluate", "evaluate", out / "evaluated", *of_model, *few)
     chosen = ["--mode", "both", "--batch-size", 2, *test_cases, options.reconstructions]
     with_model(found, "reconstruct", model, cohort, out / "reconstructed" / "record.json", *chosen)
     if options.scan is not None:
         for name, file in (("embed", "embeddings.parquet"), ("reconstruct", "record.json")):
             with_model(found, f"{name} of the scan", model, options.scan, out / f"scan_{name}" / file)
     save()
+    evaluation = json.loads((out / "evaluated" / "evaluation.json").read_text())
     rows, errors = probes(model, cohort, out)
     rows.to_csv(out / "probes.csv", index=False)
     found |= errors | {
-        "z_sem_usage": json.loads((out / "diagnosed" / "record.json").read_text())["figures"]["z_sem_usage"],
+        "z_sem_usage": next(row["value"] for row in evaluation["rows"] if row["metric"] == "z_sem_usage"),
         "reconstructions": json.loads((out / "reconstructed" / "record.json").read_text())["figures"]["means"],
         "peak_gib_of_the_probes": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 2),
     }

@@ -2,8 +2,6 @@ from .apps.embedding.embed import embed as embed
 from .apps.embedding.estimator import DiffAEEncoder as DiffAEEncoder
 from .apps.embedding.index import EmbeddingIndex as EmbeddingIndex
 from .apps.evaluation.anomaly import anomaly as anomaly
-from .apps.evaluation.calibrate import calibrate as calibrate
-from .apps.evaluation.diagnose import diagnose as diagnose
 from .apps.evaluation.evaluate import evaluate as evaluate
 from .apps.evaluation.info import info as info
 from .apps.evaluation.neighbors import neighbors as neighbors

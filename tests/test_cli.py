@@ -85,6 +85,11 @@ for arguments in json.loads(sys.argv[1]):
     assert all(out(name).exists() for name in ("new", "scans.csv", "grades.csv", "trained"))
 
 
+def test_a_former_command_is_refused_with_what_does_its_work_now(run):
+    code, _, error = run("calibrate", "my_model")
+    assert (code, error.endswith(": monai-diffae anomaly --calibrate-with\n")) == (2, True)
+
+
 def test_help_shows_every_command_in_its_group_and_the_exit_codes(run):
     code, printed, _ = run("--help")
     assert code == 0

@@ -28,7 +28,7 @@ PAGES = [
 ]  # fmt: skip
 
 
-LONG = r"onnxruntime|mdae\.train|MonaiAlgo\(|mdae\.diagnose|mdae\.harmonize"
+LONG = r"onnxruntime|mdae\.train|MonaiAlgo\(|mdae\.harmonize"
 SKIPPED = {
     "(?i)nvflare|flwr": "needs the processes of a federation",
     r"push_to_hf_hub|site\.(train|get_data_stats)\(": "tests/bundles/test_monai_tools_page.py runs it",

@@ -84,9 +84,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command("apps.study.associate", _EVALUATE, "embedded/embeddings.parquet associated --variables age sex"),
     Command("apps.study.stability", _EVALUATE, "a/embeddings.parquet stable --with b/embeddings.parquet"),
-    Command("apps.evaluation.calibrate", _EVALUATE, "my_model normal_scans.csv"),
     Command("apps.evaluation.anomaly", _EVALUATE, "my_model scans.csv unusual --split test"),
-    Command("apps.evaluation.diagnose", _EVALUATE, "my_model scans.csv diagnosed"),
     Command("apps.evaluation.evaluate", _EVALUATE, "evaluated --bundle my_model --cohort scans.csv", "evaluate.json"),
     Command("apps.pages.report", _EVALUATE, "my_model report --cohort scans.csv"),
     Command("explorer.explore", _EVALUATE, "--bundle my_model --cohort scans.csv"),
@@ -96,6 +94,9 @@ COMMANDS: tuple[Command, ...] = (
     Command("label.label_app", _ANNOTATE, "my_app --bundle my_model"),
     Command("label.label_server", _ANNOTATE, "my_app scans"),
 )
+
+FORMER = {"calibrate": "anomaly --calibrate-with", "diagnose": "evaluate"}
+"""Commands of earlier versions, and what does their work now."""
 
 
 def find_command(name: str) -> Command:

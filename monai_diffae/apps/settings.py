@@ -115,19 +115,10 @@ class Choice:
     """Use only the first cases, at most this many; not used with ``cases``."""
 
     def check(self, splits: Mapping[str, str]) -> None:
-        """Check that named cases are in the split that was chosen; a default one does not bind."""
+        """Check that named cases are in the split, if one is given."""
         other = next((name for name, split in splits.items() if split != self.split), None)
-        if self.cases and self.split != type(self).split and other is not None:
+        if self.cases and self.split is not None and other is not None:
             raise CohortError(f"cases: {quoted(other)} is in the split {splits[other]}, not {self.split}; omit split")
-
-
-@Parameter(name="*", group=Group("Cases", sort_key=2))
-@dataclass(frozen=True)
-class ValidationChoice(Choice):
-    """Which cases of a cohort a command uses: those named in ``cases``, else by default those for validation."""
-
-    split: Split | None = "val"
-    """Use only the cases of this split."""
 
 
 @Parameter(name="*", group=Group("Cases", sort_key=2))

@@ -421,7 +421,7 @@ class AnomalyDetector:
             ScanError: the file is damaged.
         """
         path, name = models_folder(trained.folder) / ANOMALY, name or trained.folder.name
-        advice = f"run monai-diffae calibrate {name} COHORT"
+        advice = f"run monai-diffae anomaly {name} SCANS OUT --calibrate-with NORMAL_SCANS"
         if not path.is_file():
             raise ConfigError(f"{name}: is not calibrated for anomaly maps (no models/{ANOMALY}); {advice}")
         model = read_model(path, "anomaly")

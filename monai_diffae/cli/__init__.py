@@ -16,11 +16,11 @@ from contextlib import nullcontext
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from cyclopts import App, Group, Parameter, Token, convert, validators
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, UnknownCommandError
 
 from monai_diffae import __version__
 from monai_diffae.apps.command import plain_reason
-from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.apps.commands import COMMANDS, FORMER
 from monai_diffae.bundle.code import trusting
 from monai_diffae.errors import DiffAEError, MachineError, find_diffae_error, find_error, one_line
 
@@ -191,6 +191,9 @@ def _show(result: Any, *, as_json: bool) -> int:
 
 def _usage(error: CycloptsError) -> str:
     """One line; cyclopts (5.5) also checks annotations, as the commands do, if pydantic is imported already."""
+    name = (error.unused_tokens or [""])[0] if isinstance(error, UnknownCommandError) else ""
+    if name in FORMER:
+        return f"{name} is now a part of another command: monai-diffae {FORMER[name]}"
     details = getattr(error.__cause__, "errors", None)
     if details is None or error.argument is None:
         return " ".join(str(error).split())

@@ -144,7 +144,7 @@ def test_a_missing_a_damaged_and_a_stale_file_are_refused_with_the_command_to_ru
         return complaint(AnomalyDetector.load, load_bundle(bundle, "cpu", overrides))
 
     AnomalyDetector.load(load_bundle(bundle, "cpu", {"inferer#steps": 7}))  # maps do not depend on the solver
-    run = "run monai-diffae calibrate bundle COHORT"
+    run = "run monai-diffae anomaly bundle SCANS OUT --calibrate-with NORMAL_SCANS"
     assert refused(percentiles=[2, 98]) == f"bundle: models/anomaly.safetensors belongs to another configuration; {run}"
     rewrite(bundle, lambda tensors: {name: value * 1.01 for name, value in tensors.items()})
     assert refused() == f"bundle: models/anomaly.safetensors belongs to another model; {run}"

@@ -157,7 +157,7 @@ def scaled(factor: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 def train_tiny_bundles(stored: Path, work: Path) -> None:
     """Train all bundles in ``work``, and replace the ones in ``stored``."""
-    from monai_diffae import calibrate, distill, embed, train, train_latent
+    from monai_diffae import anomaly, distill, embed, train, train_latent
     from monai_diffae.bundle.folders import init_bundle
 
     bundles = {kind: init_bundle(work / kind, name) for kind, name in KINDS.items() if kind != "2d_all"}
@@ -173,7 +173,7 @@ def train_tiny_bundles(stored: Path, work: Path) -> None:
     bundles["2d_all"] = Path(shutil.copytree(bundles["2d"], work / "2d_all"))
     for kind in ("2d_all", "3d", "3d_on_latents"):
         shake(bundles[kind])
-    calibrate(bundles["2d_all"], cohorts["2d"], device="cpu")
+    anomaly(bundles["2d_all"], cohorts["2d"], work / "unusual", calibrate_with=cohorts["2d"], limit=1, device="cpu")
     table = embed(bundles["2d_all"], cohorts["2d"], work / "z", device="cpu").path
     train_latent(bundles["2d_all"], embeddings=table, overrides=TINY_LATENT)
     distill(bundles["2d_all"], cohorts["2d"], steps=2, training={"overrides": TINY_FAST})

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tiny_bundles import copy_tiny, rewrite
 
-from monai_diffae import calibrate, load_bundle
+from monai_diffae import anomaly, load_bundle
 from monai_diffae.bundle.description import write_description
 from monai_diffae.bundle.model_file import read_model
 from monai_diffae.latents import Direction, LatentStatistics
@@ -46,7 +46,7 @@ def tiny_bundle_for(root, kind, scans):
     rows = [f"{id},{path},{splits[row % 4]}" for row, (id, path) in enumerate(scans.items())]
     cohort.write_text("\n".join(["id,image,split", *rows]) + "\n")
     bundle = stored_bundle(root / "bundle", kind)
-    calibrate(bundle, cohort, device="cpu")
+    anomaly(bundle, cohort, root / "unusual", calibrate_with=cohort, limit=1, device="cpu")
     return bundle
 
 

@@ -18,7 +18,7 @@ def test_an_app_has_its_own_copy_of_the_bundle_and_can_be_moved(run, tiny_bundle
     code, printed, _ = run("label-app", app, "--bundle", tiny_bundle.directory)
     assert code == 0
     assert f"monai-diffae label-server {app} STUDIES" in printed
-    assert "calibrate" not in printed
+    assert "--calibrate-with" not in printed
     app.rename(tmp_path / "elsewhere")
     folder = AppFolder(tmp_path / "elsewhere")
     assert folder.owns_its_bundle
@@ -38,7 +38,7 @@ def test_an_app_can_refer_to_a_bundle_and_needs_a_calibrated_one(run, tiny_bundl
     (bundle / "models" / "anomaly.safetensors").unlink()
     code, printed, _ = run("label-app", tmp_path / "other", "--bundle", bundle)
     assert code == 0
-    assert f"run monai-diffae calibrate {tmp_path / 'other' / 'bundle'} COHORT" in printed
+    assert f"run monai-diffae anomaly {tmp_path / 'other' / 'bundle'} SCANS OUT --calibrate-with" in printed
 
 
 def test_nothing_is_overwritten_and_nothing_is_left(run, tiny_bundle, tmp_path):

@@ -73,7 +73,7 @@ def test_a_bundle_that_is_not_calibrated_says_what_to_do(serve, bundle_3d, studi
     file.unlink()
     refused = server.infer("diffae_anomaly", SCAN)
     assert refused.status_code == 400
-    assert "run monai-diffae calibrate app-0/bundle COHORT" in refused.json()["detail"]
+    assert "run monai-diffae anomaly app-0/bundle SCANS OUT --calibrate-with NORMAL_SCANS" in refused.json()["detail"]
     file.write_bytes(content)  # the server need not be started again
     assert server.infer("diffae_anomaly", SCAN).status_code == 200
 

@@ -13,6 +13,7 @@ from annotated_types import Ge, Le
 from monai_diffae import bundle as bundles
 from monai_diffae import metrics, pictures
 from monai_diffae.apps.command import command
+from monai_diffae.apps.evaluation.calibrate import FAILURES, Calibration, load_calibrated
 from monai_diffae.apps.record import remove_images, run_once
 from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
@@ -45,6 +46,7 @@ def anomaly(
     quantile: Annotated[float, Ge(0), Le(1)] = 0.99,
     num_pictures: Annotated[int, Ge(1)] = 8,
     choice: Choice = Choice(),
+    calibration: Calibration = Calibration(),
     columns: Columns = NONE_GIVEN,
     run: UnbatchedRun = UnbatchedRun(),
 ) -> Result:
@@ -55,8 +57,12 @@ def anomaly(
     0 outside the model's field of view. With a 2D bundle, too, a volume is one case, unless ``cases`` names slices.
 
     ``anomaly.csv`` has one row per case, the most unusual first: ``id``, ``score``, ``p_value``, ``mask_voxels`` and
-    ``mask_mm3`` (empty for pictures). ``anomaly.png`` shows the most unusual cases. Training calibrates a bundle; if it
-    did not, run ``calibrate`` first.
+    ``mask_mm3`` (empty for pictures). ``anomaly.png`` shows the most unusual cases.
+
+    Training calibrates a bundle at its end with validation cases; ``calibrate_with`` can use more cases, or normal ones
+    only. The calibration is stored in the bundle, in ``models/anomaly.safetensors``, which holds no images: the mean
+    squared residual of each voxel, quantiles, and for each case its score, numbers for its scan and patient, and a hash
+    of its image. Someone who has a scan can test with the hash whether it was used.
 
     If cases have masks of their own, such as drawn lesions, these are the reference: ``reference_share`` is the share
     of the field of view that the reference marks; ``auroc`` and ``auprc`` compare the map's voxels with it, and
@@ -69,7 +75,7 @@ def anomaly(
         quantile: The mask has the voxels above this quantile of the maps of held-out cases.
         num_pictures: Number of cases in ``anomaly.png``.
         choice: Which cases; those that the bundle was trained on look more normal than new ones.
-        columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
+        columns: Names that the tables use for image, id, patient or split, e.g. ``image=file patient=subject``.
 
     Returns:
         The folder, ``num_cases``, ``num_unusual`` (with a p-value of at most .05), and ``num_failed``, listed in
@@ -80,18 +86,18 @@ def anomaly(
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained or not calibrated, or ``out`` holds results
             of other inputs.
-        CohortError: there is no usable case.
+        CohortError: there is no usable case, or calibration has no usable cases of two patients.
     """
     session = sessions.Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
-    detector = bundles.AnomalyDetector.load(session.trained)
+    detector = load_calibrated(session, calibration, out)
     if choice.cases:
         cases = session.choose(choice)
     else:
         volumes, _ = cohort_split.gather_slices(session.choose(Choice(split=choice.split)), [])
         cases = [cohort_split.whole_scan(slices[0]) for slices in volumes.values()][: choice.limit]
-    calibration = file_checksum(models_folder(bundle) / ANOMALY)
+    checksum = file_checksum(models_folder(bundle) / ANOMALY)
     made_from = session.made_from(
-        cases, decodes=False, uses_masks=True, calibration=calibration, quantile=quantile, num_pictures=num_pictures
+        cases, decodes=False, uses_masks=True, calibration=checksum, quantile=quantile, num_pictures=num_pictures
     )
     results = [out / name for name in ("anomaly.csv", "anomaly.png", "maps", "masks")]
 
@@ -106,7 +112,10 @@ def anomaly(
         f"{figures['num_unusual']} of {figures['num_cases']} cases have a p-value of at most .05",
         *_reference_notes(figures),
     ]
-    return Result(out, figures, notes, failed_cases(figures["num_failed"], figures["num_cases"]), skipped=skipped)
+    lines = [failed_cases(figures["num_failed"], figures["num_cases"])]
+    if calibration.calibrate_with is not None:
+        lines.append(failed_cases(detector.made_from["num_failed"], len(detector.scores), FAILURES))
+    return Result(out, figures, notes, "; ".join(filter(None, lines)) or None, skipped=skipped)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The command ``calibrate``: prepare a bundle for anomaly maps with held-out normal cases, as training does, too."""
+"""The calibration of a bundle with held-out normal cases: at the end of a training, and before ``anomaly``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from cyclopts import Group, Parameter
 
 from monai_diffae import bundle as bundles
 from monai_diffae import inferers, metrics
-from monai_diffae.apps.command import command
-from monai_diffae.apps.result import Result, failed_cases
-from monai_diffae.apps.settings import Choice, Reading, Seed, Split, UnbatchedRun
+from monai_diffae.apps.settings import Choice, Seed, Split
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import seed_of
-from monai_diffae.errors import CohortError, counted, one_line
+from monai_diffae.errors import CohortError, ConfigError, one_line
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -34,84 +32,64 @@ with on_first_use:
 
 logger = logging.getLogger(__name__)
 
-_FAILURES = "calibration_failures.csv"
+FAILURES = "calibration_failures.csv"
 _FEWEST_SCANS = 19  # with fewer, no p-value can be below .05
 _MOST_VOXELS = 2**22  # of the held-out maps, from which the quantiles are computed
 
 
-@Parameter(name="*", group=Group("Calibration", sort_key=2))
+@Parameter(name="*", group=Group("Calibration", sort_key=3))
 @dataclass(frozen=True)
 class Calibration:
     """With which held-out scans a bundle is calibrated, and how noise is added to them."""
 
-    split: Split | None = None
-    """Use the cases of this split; by default ``val`` if the cohort is the training's or has splits, else all."""
-    limit: Annotated[int, Ge(2)] = 64
-    """Use at most this many scans, drawn at random from as many patients as possible."""
+    calibrate_with: Path | None = None
+    """First calibrate the bundle with this cohort of normal scans, which it was not trained on. By default, a bundle
+    that is not calibrated uses the validation cases, if the cohort is that of its training."""
+    calibration_split: Split | None = None
+    """Calibrate with this split; by default ``val`` if the cohort is the training's or has splits, else all cases."""
+    calibration_cases: Annotated[int, Ge(2)] = 64
+    """Calibrate with at most this many scans, drawn at random from as many patients as possible."""
     noise_level: Annotated[float, Gt(0), Le(1)] = 0.3
     """Noise that is added to images, as a share of all timesteps; more finds larger anomalies."""
     draws: Annotated[int, Ge(1)] = 8
     """Number of noisy versions of each image, whose reconstructions are averaged."""
     seed: Seed = 0
-    """Random seed of the noise and of the choice of scans."""
+    """Random seed of the calibration's noise and of the choice of scans."""
 
 
-@command
-def calibrate(
-    bundle: Path,
-    cohort: Path,
-    *,
-    calibration: Calibration = Calibration(),
-    reading: Reading = Reading(),
-    run: UnbatchedRun = UnbatchedRun(),
-) -> Result:
-    """Calibrate anomaly maps and scores with held-out cases, and store the calibration in the bundle.
-
-    Training does this at its end with validation cases; this command can use more cases, or normal ones only. It
-    replaces ``models/anomaly.safetensors``, which holds no images: the mean squared residual of each voxel, quantiles,
-    and for each case its score, numbers for its scan and patient, and a hash of its image. Someone who has a scan can
-    test with the hash whether it was used.
-
-    Args:
-        bundle: Folder of a trained bundle.
-        cohort: Folder, CSV/TSV, MONAI datalist or single scan, with normal cases that the bundle was not trained on.
-
-    Returns:
-        The file ``models/anomaly.safetensors``; ``num_cases`` (slices of a volume count as one each), their
-        ``num_patients``, ``lowest_p_value`` (of a scan that is more unusual than all of them), and ``num_failed``.
-
-    Raises:
-        ConfigError: an argument is out of range, or the bundle is not trained.
-        CohortError: there are no usable cases of two patients.
-    """
-    session = sessions.Session.open(bundle, cohort, reading=reading, run=run.batched)
-    split, seed = calibration.split or (None if session.split_origin == "drawn" else "val"), calibration.seed
-    cases = draw_scans(session.choose(Choice(split=split)), calibration.limit, seed)
-    settings = bundles.AnomalySettings((calibration.noise_level,), calibration.draws, seed=seed)
-    path = models_folder(session.trained.folder) / ANOMALY
-    digest = json_digest([(case.id, case.patient) for case in cases])
-    made_from: dict[str, Any] = {"cohort": session.cohort.fingerprint, "cases": digest}
-    detector = None if run.overwrite else bundles.AnomalyDetector.load_if_usable(session.trained)
-    skipped = detector is not None and detector.settings == settings and made_from.items() <= detector.made_from.items()
-    if detector is not None and skipped:
-        logger.info("%s is complete; nothing to do (overwrite replaces it)", path.name)
+def load_calibrated(session: sessions.Session, calibration: Calibration, out: Path) -> bundles.AnomalyDetector:
+    """The detector of a session's bundle, which is calibrated first if the user says so or if it has to be."""
+    trained = session.trained
+    if calibration.calibrate_with is not None:
+        session = sessions.Session.of(trained, calibration.calibrate_with, reading=session.reading, run=session.run)
+    elif calibration != Calibration():
+        raise ConfigError("calibrate_with: the other options of the calibration need it; add it, or omit them")
+    elif session.split_origin != "training" or (models_folder(trained.folder) / ANOMALY).is_file():
+        return bundles.AnomalyDetector.load(trained)
     else:
-        read = session.read(cases, bundle, _FAILURES)
-        rows = track(range(len(read.cases)), f"calibrating with {counted(len(read.cases), 'case')}")
-        made_from["num_patients"] = len({case.patient for case in read.cases})
-        made_from["num_failed"] = len(read.failures)
-        detector = fit_detector(session.trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)
-        path = detector.save(session.trained.folder)
-    figures = {
-        "num_cases": len(detector.scores),
-        "num_patients": detector.made_from["num_patients"],
-        "lowest_p_value": 1 / (1 + len(detector.scan_scores)),
-        "num_failed": detector.made_from["num_failed"],
+        logger.info("%s is not calibrated: this is done now, with the validation cases", trained.folder.name)
+    split = calibration.calibration_split or (None if session.split_origin == "drawn" else "val")
+    cases = draw_scans(session.choose(Choice(split=split)), calibration.calibration_cases, calibration.seed)
+    settings = bundles.AnomalySettings((calibration.noise_level,), calibration.draws, seed=calibration.seed)
+    made_from: dict[str, Any] = {
+        "cohort": session.cohort.fingerprint,
+        "cases": json_digest([(case.id, case.patient) for case in cases]),
     }
-    patients = f"{counted(figures['num_cases'], 'case')} of {counted(figures['num_patients'], 'patient')}"
-    notes = [f"{patients}; the lowest p-value is {figures['lowest_p_value']:.2g}"]
-    incomplete = failed_cases(figures["num_failed"], figures["num_cases"], _FAILURES)
-    return Result(path, figures, notes, incomplete, skipped=skipped)
+    detector = None if session.run.overwrite else bundles.AnomalyDetector.load_if_usable(trained)
+    if detector is None or detector.settings != settings or not made_from.items() <= detector.made_from.items():
+        read = session.read(cases, out, FAILURES)
+        rows = track(range(len(read.cases)), f"calibrating with {len(read.cases)} cases")
+        num_patients = len({case.patient for case in read.cases})
+        made_from |= {"num_patients": num_patients, "num_failed": len(read.failures)}
+        detector = fit_detector(trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)
+        detector.save(trained.folder)
+    logger.info(
+        "calibrated with %d cases of %d patients; the lowest p-value is %.2g",
+        len(detector.scores),
+        detector.made_from["num_patients"],
+        1 / (1 + len(detector.scan_scores)),
+    )
+    return detector
 
 
 def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:
@@ -216,8 +194,8 @@ def calibrate_trained(
         fit_detector(trained, drawn, items, bundles.AnomalySettings()).save(trained.folder)
     except Exception as error:  # whatever happens here, the model is trained
         logger.warning(
-            "the training is complete, but anomaly maps are not calibrated (%s); run monai-diffae calibrate %s COHORT "
-            "with other held-out cases",
+            "the training is complete, but anomaly maps are not calibrated (%s); run monai-diffae anomaly %s SCANS "
+            "OUT --calibrate-with NORMAL_SCANS",
             one_line(error),
             Path(folder).name,
         )

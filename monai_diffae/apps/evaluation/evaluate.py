@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,13 +13,13 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from cyclopts import Group, Parameter
 
-from monai_diffae import metrics
+from monai_diffae import metrics, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.evaluation import quality_tables
 from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row
 from monai_diffae.apps.record import finished, run_once
 from monai_diffae.apps.result import Result, failed_cases
-from monai_diffae.apps.settings import Decoding, Process, Reading, Run, Seed, Split, this_process
+from monai_diffae.apps.settings import Decoding, Figures, Process, Reading, Run, Seed, Split, this_process
 from monai_diffae.apps.tracking import log_to_open_run, log_to_training
 from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
@@ -36,7 +36,7 @@ with on_first_use:
 
     from monai_diffae.apps import session as sessions
     from monai_diffae.apps import table_origin
-    from monai_diffae.apps.evaluation import quality
+    from monai_diffae.apps.evaluation import diagnosis, quality
     from monai_diffae.bundle import loading
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 _SUMMARY, _PARTS, _GENERATION = "evaluation.json", ".parts", "generation"
 _FAILURES = "evaluation_failures.csv"
 _TRAINING_CURVE = "curves.csv"
+
+_Rows = Callable[[], Iterator[Row]]
 
 
 @Parameter(name="*", group=Group("Cases", sort_key=2))
@@ -77,6 +79,8 @@ class Conditions:
     """Synthetic images to generate if the bundle has a latent DDIM; 0: none."""
     num_codes: Annotated[int, Ge(0)] = 2000
     """Most held-out and most training cases to encode for the figures of z_sem and the search for copies; 0: none."""
+    num_levels: Annotated[int, Ge(0)] = 10
+    """Noise levels at which the use of z_sem is measured, beside its stability; 0: neither."""
 
     @property
     def decoders(self) -> list[DecoderName]:
@@ -113,6 +117,7 @@ def evaluate(
     weights: Weights = Weights(),
     reading: Reading = Reading(),
     run: Run = Run(),
+    figures: Figures = Figures(),
 ) -> Result:
     """Measure reconstructions, synthetic images and z_sem on held-out cases, for one bundle or several side by side.
 
@@ -123,8 +128,18 @@ def evaluate(
     cases with a 95 % interval over the patients. ``out/cases.csv`` has one row per case and condition.
 
     ``generation`` compares images of the latent DDIM with held-out cases (``fid``, ``kid``, ``mmd``,
-    ``precision``, ``recall``) and with the training set (``copying_ratio``). ``z_sem`` has the use of z_sem by noise
-    level, its dimensions, MONAI's indicators of collapse, and DCI if the known factors of the virtual cohort are given.
+    ``precision``, ``recall``) and with the training set (``copying_ratio``). ``z_sem`` has the use of z_sem by the
+    decoder, its dimensions, MONAI's indicators of collapse, and DCI if the known factors of the virtual cohort are
+    given.
+
+    ``noise_levels`` has one row per noise level: ``log_snr``; the denoising loss with a case's own z_sem, with that of
+    another patient, and with the mean of all other patients (``loss_own``, ``loss_other``, ``loss_mean``); the last two
+    divided by the first (``z_sem_usage``, ``z_sem_usage_mean``); and ``own_is_better``, the share of cases with a lower
+    loss for their own z_sem than for the other. ``stability`` has one row per change of the image (flipped, noise,
+    shifted, darker, brighter, another scan of the patient): ``ratio`` and ``ratio_90``, the median and 90th percentile
+    of the distance that z_sem (normalised) moves, divided by the median distance between patients; and ``rank_1``, the
+    share of cases still closest to themselves. ``out/diagnosis.png`` shows both tables, for several bundles
+    ``diagnosis_<bundle>.png``.
 
     With several bundles, ``differences`` in ``evaluation.json`` compares each with the first one, case by case. An
     interrupted run resumes. Processes of ``torchrun`` share the reconstructions; the first one writes the results.
@@ -155,7 +170,7 @@ def evaluate(
         sessions.Session.open, cohort=cohort, decoding=Decoding(decoder=decoder), reading=reading, run=run
     )
     models, omitted = _open(folders, opening, held_out, cohort.name)
-    evaluation = _Evaluation(models, conditions, held_out, weights, seed, out, process, omitted)
+    evaluation = _Evaluation(models, conditions, held_out, weights, figures, seed, out, process, omitted)
     made_from = {
         "bundles": {each.name: each.made_from for each in models},
         "steps": list(conditions.steps),
@@ -163,6 +178,8 @@ def evaluate(
         "draws": conditions.draws,
         "num_images": conditions.num_images,
         "num_codes": conditions.num_codes,
+        "num_levels": conditions.num_levels,
+        **asdict(figures),
         **asdict(held_out),
         "seed": seed,
         **({"decoder": conditions.decoders} if conditions.decoders else {}),
@@ -175,11 +192,11 @@ def evaluate(
         return Result(out, {"rows": [], "omitted": [], "num_cases": 0})
     make = partial(evaluation.run, run.overwrite)
     made, skipped = run_once("evaluate", out, results, made_from, make, overwrite=run.overwrite)
-    figures = json.loads((out / _SUMMARY).read_text())
-    lines = [failed_cases(made["num_failed"], figures["num_cases"], _FAILURES)]
-    lines += [f"{each['bundle']} is left out" for each in figures["omitted"] if each["metric"] == "all"]
+    content = json.loads((out / _SUMMARY).read_text())
+    lines = [failed_cases(made["num_failed"], content["num_cases"], _FAILURES)]
+    lines += [f"{each['bundle']} is left out" for each in content["omitted"] if each["metric"] == "all"]
     incomplete = "; ".join(line for line in lines if line) or None
-    return Result(out, figures, list(quality_tables.result_lines(figures["rows"])), incomplete, skipped=skipped)
+    return Result(out, content, list(quality_tables.result_lines(content["rows"])), incomplete, skipped=skipped)
 
 
 def _open(
@@ -264,6 +281,7 @@ class _Evaluation:
     conditions: Conditions
     held_out: HeldOut
     weights: Weights
+    figures: Figures
     seed: int
     folder: Path
     process: Process
@@ -282,8 +300,9 @@ class _Evaluation:
             for reconstructions, _, generated in prepared:
                 case_rows += reconstructions.rows(measured)
                 rows += [] if generated is None else generated.rows(measured)
-        for _, codes, generated in prepared:
-            rows += [] if codes is None else codes.rows()
+        for _, measures, generated in prepared:
+            for measure in measures:
+                rows += measure()
             if generated is not None:
                 generated.draw_nearest(self.folder / f"generated_{safe_id(generated.bundle.name)}.png")
         rows = quality_tables.mean_rows(case_rows, patients) + rows
@@ -309,8 +328,8 @@ class _Evaluation:
 
     def _prepare(
         self, bundle: _EvaluatedBundle
-    ) -> tuple[quality.Reconstructions, quality.CodeFigures | None, quality.GeneratedImages | None]:
-        """Read and encode the cases of a bundle; None is not measured."""
+    ) -> tuple[quality.Reconstructions, list[_Rows], quality.GeneratedImages | None]:
+        """Read and encode the cases of a bundle, for its reconstructions, z_sem and synthetic images, if it has any."""
         session, trained, settings = bundle.session, bundle.session.trained, self.conditions
         omit = partial(self._omit, bundle.name)
         read = session.read(spread_cases(bundle.held_out, self.held_out.limit), self.folder, _FAILURES)
@@ -323,14 +342,17 @@ class _Evaluation:
             some = session.read(chosen, self.folder, f"{name}_failures.csv") if chosen else otherwise
             return None if some is None else quality.EncodedCases(some, session.encode(some))
 
-        held_out = train = codes = generated = None
+        held_out = train = generated = None
         if settings.num_codes or settings.num_images:
             held_out = encoded(bundle.held_out, "held_out", read)
             train = encoded(session.cohort.split("train"), "training")
         conditions = quality.conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
         cases = quality.BundleCases(bundle.name, session, read, held_out, train, conditions, self.seed, omit)
+        measures: list[_Rows] = []
+        if settings.num_levels:
+            measures.append(diagnosis.Diagnosis(cases, settings.num_levels).rows)
         if held_out is not None and settings.num_codes:
-            codes = quality.CodeFigures(cases, held_out)
+            measures.append(quality.CodeFigures(cases, held_out).rows)
         if held_out is not None and settings.num_images:
             try:
                 latent = loading.load_latent(trained.folder, trained.device)
@@ -338,7 +360,7 @@ class _Evaluation:
                 generated = quality.GeneratedImages(cases, held_out, latent, networks, made_from, settings.num_images)
             except OmittableError as error:
                 omit(_GENERATION, str(error))
-        return quality.Reconstructions(cases, image_quality, settings.draws), codes, generated
+        return quality.Reconstructions(cases, image_quality, settings.draws), measures, generated
 
     @cached_property
     def lpips(self) -> metrics.PerceptualDistance | None:
@@ -403,7 +425,13 @@ class _Evaluation:
         tables = quality_tables.write_tables(self.folder, rows, self._notes(len(patients), num_patients))
         write_csv(self.folder / "cases.csv", pd.DataFrame(case_rows))
         write_json(self.folder / _SUMMARY, content)
-        files = [*tables, *sorted(self.folder.glob("generated_*.png"))]
+        for bundle in self.models:
+            lines = dict(quality_tables.lines_of_tables([row for row in rows if row["bundle"] == bundle.name]))
+            if "stability" in lines:
+                name = "diagnosis" if len(self.models) == 1 else f"diagnosis_{safe_id(bundle.name)}"
+                figure = pictures.draw_diagnosis(pd.DataFrame(lines["noise_levels"]), pd.DataFrame(lines["stability"]))
+                self.figures.write(self.folder / f"{name}.png", figure)
+        files = [*tables, *sorted(self.folder.glob("*.png"))]
         log_to_open_run(_figures(rows), [*files, self.folder / _SUMMARY], "evaluation")
         for bundle in self.models:
             own_rows = [{**row, "bundle": None} for row in rows if row["bundle"] == bundle.name]
@@ -423,7 +451,7 @@ class _Evaluation:
 
 def _figures(rows: Sequence[Row]) -> dict[str, float]:
     """The values by a name that says what they are, for MLflow."""
-    names = ("bundle", "table", "solver", "steps", "features", "timestep", "metric")
+    names = ("bundle", "table", "solver", "steps", "features", "timestep", "change", "metric")
     return {
         "/".join(str(row[name]) for name in names if row[name] is not None): row["value"]
         for row in rows

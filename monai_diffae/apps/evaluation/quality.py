@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_diffae import latents, metrics
-from monai_diffae.apps.evaluation.diagnose import Diagnosis
-from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row, mean_interval, summary_row
+from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, Row, summary_row
 from monai_diffae.apps.session import ReadCases, Session
 from monai_diffae.bundle import TrainedLatent
 from monai_diffae.bundle.loading import inferer_settings
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 # A function from images (B, C, *S) and their range to features (B, F)
 FeatureNetwork = Callable[[Tensor, tuple[float, float]], Tensor]
 
-_NUM_LEVELS = 10  # noise levels at which the use of z_sem is measured
 _FACTORS = [factor.name for factor in FACTORS]
 _IN_PICTURE = 8
 
@@ -166,15 +164,14 @@ class Reconstructions:
 
 @dataclass(frozen=True, eq=False)
 class CodeFigures:
-    """Measures z_sem: its use by the decoder, its dimensions, collapse and disentanglement."""
+    """Measures z_sem: its dimensions, collapse and disentanglement."""
 
     bundle: BundleCases
     held_out: EncodedCases
 
     def rows(self) -> Iterator[Row]:
-        """The use of z_sem by the decoder in some cases, and the figures that need no decoder, one row each."""
+        """One row per figure; none of them needs the decoder."""
         measures: dict[str, Callable[[], Iterator[Row]]] = {
-            "z_sem_usage": self._usage,
             "participation_ratio": self._dimensions,
             "collapse_effective_rank": self._collapse,
             "disentanglement": self._disentanglement,
@@ -182,25 +179,8 @@ class CodeFigures:
         for metric, measure in measures.items():
             yield from self.bundle.measured(metric, measure)
 
-    def _usage(self) -> Iterator[Row]:
-        """The loss with another patient's z_sem divided by the loss with the own, by noise level and over all."""
-        diagnosis = Diagnosis(self.bundle.session, self.bundle.read, _NUM_LEVELS, self.bundle.seed)
-        patients = diagnosis.patients
-        losses = diagnosis.losses(diagnosis.codes_to_compare(self.bundle.session.encode(self.bundle.read)))
-        own, other = (
-            np.stack([np.asarray(by_name[name]) for by_name in losses.values()], axis=1) for name in ("own", "other")
-        )
-        own, other = (np.column_stack([each, each.sum(axis=1)]) for each in (own, other))
-        values = other.sum(axis=0) / own.sum(axis=0)
-        linear = values + (other - values * own) / own.mean(axis=0)  # delta method: their mean is the ratio
-        for i, timestep in enumerate([*losses, None]):
-            ends = mean_interval(linear[:, i], patients)
-            yield self._row("z_sem_usage", values[i], len(own), ends, timestep=timestep)
-
-    def _row(
-        self, metric: str, value: float, num: int, ends: tuple[float, float] | None = None, **condition: object
-    ) -> Row:
-        return summary_row({"table": "z_sem", "bundle": self.bundle.name, **condition}, metric, value, ends, num)
+    def _row(self, metric: str, value: float, num: int, **condition: object) -> Row:
+        return summary_row({"table": "z_sem", "bundle": self.bundle.name, **condition}, metric, value, None, num)
 
     def _dimensions(self) -> Iterator[Row]:
         for metric, value in asdict(latents.active_dimensions(self.held_out.z)).items():

@@ -35,7 +35,7 @@ _PATIENCE_S = 60.0  # at least; a batch of another process takes about as long a
 _PATIENCE_BATCHES = 10
 
 # What a line of a table is about; fields that do not apply are None
-CONDITION = ("table", "bundle", "solver", "steps", "features", "timestep")
+CONDITION = ("table", "bundle", "solver", "steps", "features", "timestep", "change")
 
 
 def summary_row(
@@ -128,6 +128,8 @@ TABLES = {
     "z_sem_only": "Reconstruction from z_sem alone, with sampled x_T",
     "generation": "Synthetic images, with z_sem from the latent DDIM",
     "z_sem": "z_sem",
+    "noise_levels": "Use of z_sem by noise level",
+    "stability": "Stability of z_sem",
 }
 """The tables and their titles."""
 
@@ -151,13 +153,13 @@ _ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
 
 def write_tables(folder: Path, rows: Sequence[Row], notes: Sequence[str]) -> list[Path]:
     """Write each table as CSV, and all as Markdown for a paper, below notes on how they were measured: the files."""
-    tables = {folder / "tables" / f"{name}.csv": pd.DataFrame(lines) for name, lines in _lines_of_tables(rows)}
+    tables = {folder / "tables" / f"{name}.csv": pd.DataFrame(lines) for name, lines in lines_of_tables(rows)}
     text = "\n\n".join(["\n".join(notes), *_markdown_tables(rows)]) + "\n"
     write_atomic(folder / "tables.md", lambda path: path.write_text(text, encoding="utf-8"))
     return [*(write_csv(file, table) for file, table in tables.items()), folder / "tables.md"]
 
 
-def _lines_of_tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+def lines_of_tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Each table that has rows: its name and its lines, which have the condition and all metrics with their ends."""
     for table in TABLES:
         lines: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -173,7 +175,7 @@ def _lines_of_tables(rows: Sequence[Row]) -> Iterator[tuple[str, list[dict[str, 
 
 
 def _markdown_tables(rows: Sequence[Row]) -> Iterator[str]:
-    for table, lines in _lines_of_tables(rows):
+    for table, lines in lines_of_tables(rows):
         yield f"**{TABLES[table]}**"
         groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}  # by metrics, so that no table is full of empty cells
         for line in lines:
@@ -207,7 +209,7 @@ def short(value: Any) -> str:
 
 def result_lines(rows: Sequence[Row]) -> Iterator[str]:
     """Each table with its title, without intervals, which are in the files."""
-    for name, lines in _lines_of_tables(rows):
+    for name, lines in lines_of_tables(rows):
         columns = _shown(dict.fromkeys(column for line in lines for column in line))
         table = Table(*columns, box=None)
         for line in lines:

@@ -37,6 +37,7 @@ _NAMES = {
     "diversity": "diversity",
     "copying_ratio": "copying ratio",
     "z_sem_usage": "use of z_sem ↑",
+    "z_sem_usage_mean": "use of z_sem, by the mean z_sem ↑",
     "dims": "dimensions",
     "active": "active dimensions",
     "participation_ratio": "participation ratio",
@@ -144,11 +145,10 @@ def _part(rows: Sequence[Row], name: str) -> dict[str, Any]:
     shown = [row for row in rows if row["table"] == name and row["value"] is not None]
     steps = {metric: {row["steps"] for row in shown if row["metric"] == metric} for metric in _DRAWN.get(name, ())}
     charts = [_chart(shown, metric) for metric, numbers in steps.items() if len(numbers) > 1]
-    levels = [row for row in shown if row.get("timestep") is not None]
-    if levels:
+    levels = [row for row in rows if (row["table"], row["metric"]) == ("noise_levels", "z_sem_usage")]
+    if levels and name == "z_sem":
         charts.append(_usage_chart(levels))
-    tables = _wide([row for row in shown if row.get("timestep") is None])
-    return {"title": _TABLES[name], "charts": charts, "tables": tables}
+    return {"title": _TABLES[name], "charts": charts, "tables": _wide(shown)}
 
 
 def _usage_chart(rows: Sequence[Row]) -> Chart:

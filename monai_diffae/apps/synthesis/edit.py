@@ -346,9 +346,9 @@ def _warn_of_small_changes(achieved: float | None, along: Along, direction: late
     """Log a warning if edited images moved by less than a fifth of what was requested."""
     if achieved is None or achieved >= _LEAST_ACHIEVED:
         return
-    reason = "the decoder hardly uses z_sem: see monai-diffae diagnose"
+    reason = "the decoder hardly uses z_sem: see z_sem_usage of monai-diffae evaluate"
     if along == "weight":
-        reason = "the weight may point away from all cases: try along pattern, and see monai-diffae diagnose"
+        reason = "the weight may point away from all cases: try along pattern, and see monai-diffae evaluate"
     if direction.may_be_chance:
         reason = (
             f"the direction '{direction.target[:60]}' may be chance (cross-validated {direction.score_text}), along "

@@ -77,27 +77,48 @@ def test_pictures_get_masks_as_pictures_and_bad_ones_are_listed(tiny_bundle, tmp
         assert read_scan(tmp_path / "out" / "maps" / f"{row.id}.nii.gz").array.shape == (1, 20, 30)
 
 
-def test_a_bundle_is_calibrated_once_with_the_same_cases_and_again_with_others(run, bundle, tiny_bundle, caplog):
-    options = {"split": "test", "draws": 2}
-    result = mdae.calibrate(bundle, tiny_bundle.cohort, **options)
-    assert (result.skipped, result.incomplete) == (False, None)
-    assert result.num_cases == result.num_patients
-    assert result.lowest_p_value == pytest.approx(1 / (1 + result.num_cases))
-    written = result.path.read_bytes()
-    first = AnomalyDetector.load(mdae.load_bundle(bundle, "cpu"))
-    assert mdae.calibrate(bundle, tiny_bundle.cohort, **options).skipped
-    assert result.path.read_bytes() == written
-    mdae.calibrate(bundle, tiny_bundle.cohort, **options, overwrite=True)
-    second = AnomalyDetector.load(mdae.load_bundle(bundle, "cpu"))
-    assert np.array_equal(first.scores, second.scores)
-    assert np.array_equal(first.quantiles, second.quantiles)
-    fewer = mdae.calibrate(bundle, tiny_bundle.cohort, **options, limit=2)
-    assert (fewer.num_cases, fewer.skipped) == (2, False)
-    code, out, _ = run("calibrate", bundle, tiny_bundle.cohort, "--split", "test", "--draws", 1)
-    assert code == 0
-    assert "the lowest p-value is 0." in out
-    assert out.splitlines()[-1].endswith("anomaly.safetensors")
-    assert "19 scans or more allow p-values of .05" in caplog.text
+def calibrated(bundle, cohort, out, **options):
+    """The detector of a bundle that ``anomaly`` calibrates before it makes the map of one case."""
+    mdae.anomaly(bundle, cohort, out, calibrate_with=cohort, limit=1, **options)
+    return AnomalyDetector.load(mdae.load_bundle(bundle, "cpu"))
+
+
+def test_a_bundle_is_calibrated_once_with_the_same_cases_and_again_with_others(bundle, tiny_bundle, tmp_path):
+    options = {"calibration_split": "test", "draws": 2}
+    file = bundle / "models" / "anomaly.safetensors"
+    first = calibrated(bundle, tiny_bundle.cohort, tmp_path, **options)
+    written = file.stat().st_mtime_ns
+    calibrated(bundle, tiny_bundle.cohort, tmp_path, **options)
+    assert file.stat().st_mtime_ns == written
+    again = calibrated(bundle, tiny_bundle.cohort, tmp_path, **options, overwrite=True)
+    assert file.stat().st_mtime_ns > written
+    assert np.array_equal(first.scores, again.scores)
+    fewer = calibrated(bundle, tiny_bundle.cohort, tmp_path / "fewer", **options, calibration_cases=2)
+    assert len(fewer.scores) == 2
+
+
+def test_a_bundle_that_is_not_calibrated_uses_the_validation_cases_of_its_training(bundle, tiny_bundle, tmp_path):
+    (bundle / "models" / "anomaly.safetensors").unlink()
+    mdae.anomaly(bundle, tiny_bundle.cohort, tmp_path, split="test", limit=1)
+    detector = AnomalyDetector.load(mdae.load_bundle(bundle, "cpu"))
+    assert len(detector.scores) == (pd.read_csv(tiny_bundle.cohort)["split"] == "val").sum()
+
+
+def test_another_cohort_does_not_calibrate_a_bundle_unless_the_user_says_so(bundle, labelled, tmp_path):
+    (bundle / "models" / "anomaly.safetensors").unlink()
+    pd.read_csv(labelled.cohort).head(6).to_csv(tmp_path / "others.csv", index=False)
+    with pytest.raises(ConfigError, match="run monai-diffae anomaly bundle SCANS OUT --calibrate-with NORMAL_SCANS"):
+        mdae.anomaly(bundle, tmp_path / "others.csv", tmp_path / "out")
+
+
+def test_a_calibration_for_another_configuration_is_not_replaced_unless_the_user_says_so(tiny_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="belongs to another configuration"):
+        mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, overrides={"percentiles": [2, 98]})
+
+
+def test_options_of_a_calibration_need_scans_to_calibrate_with(tiny_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="^calibrate_with: "):
+        mdae.anomaly(tiny_bundle.directory, tiny_bundle.cohort, tmp_path, noise_level=0.5)
 
 
 def test_bad_scans_are_listed_and_one_patient_is_too_few(bundle, tiny_bundle, tmp_path):
@@ -107,30 +128,30 @@ def test_bad_scans_are_listed_and_one_patient_is_too_few(bundle, tiny_bundle, tm
     bad.write_bytes((tiny_bundle.cohort.parent / "images").glob("*.nii").__next__().read_bytes()[:400])
     table.loc[3, "image"] = str(bad)
     table.to_csv(tmp_path / "cohort.csv", index=False)
-    result = mdae.calibrate(bundle, tmp_path / "cohort.csv", draws=1)
-    assert (result.num_failed, result.num_cases) == (1, len(table) - 1)  # all, as this cohort has no splits of its own
-    assert "calibration_failures.csv" in result.incomplete
+    options = {"calibrate_with": tmp_path / "cohort.csv", "limit": 1, "draws": 1}
+    result = mdae.anomaly(bundle, tiny_bundle.cohort, tmp_path / "out", **options)
+    assert result.incomplete == "1 of 12 cases failed: see calibration_failures.csv"  # all, as the cohort has no split
     table.head(3).assign(patient="one", split="val").to_csv(tmp_path / "one.csv", index=False)
     with pytest.raises(CohortError, match="at least 2 patients"):
-        mdae.calibrate(bundle, tmp_path / "one.csv")
+        calibrated(bundle, tmp_path / "one.csv", tmp_path / "one")
 
 
-def test_the_lowest_p_value_of_volumes_is_that_of_a_volume_not_of_a_slice(bundle, tmp_path):
+def test_the_lowest_p_value_of_volumes_is_that_of_a_volume_not_of_a_slice(bundle, tmp_path, caplog):
     rows = []
     for k in range(3):
         array = np.random.default_rng(k).random((1, 20, 18, 12))
         rows.append({"image": str(write_scan(tmp_path / f"{k}.nii.gz", array)), "patient": k, "split": "val"})
     pd.DataFrame(rows).to_csv(tmp_path / "volumes.csv", index=False)
-    result = mdae.calibrate(bundle, tmp_path / "volumes.csv", draws=1)
-    assert result.num_cases > 3
-    assert result.lowest_p_value == pytest.approx(1 / 4)
+    detector = calibrated(bundle, tmp_path / "volumes.csv", tmp_path / "out", draws=1)
+    assert len(detector.scores) > len(detector.scan_scores) == 3
+    assert "the lowest possible p-value is 0.25; 19 scans or more allow p-values of .05" in caplog.text
 
 
 def test_a_model_that_estimates_nan_is_refused(bundle, tiny_bundle, tmp_path):
     """Its scores would be NaN, and NaN compares with nothing, so every case would have a p-value of 1."""
     rewrite(bundle, lambda weights: {k: v * 1e30 if k.startswith("unet") else v for k, v in weights.items()})
     with pytest.raises(ConfigError, match="bundle: its estimates are not finite; train with"):
-        mdae.calibrate(bundle, tiny_bundle.cohort, draws=1)
+        calibrated(bundle, tiny_bundle.cohort, tmp_path, draws=1)
 
 
 @pytest.fixture(scope="module")

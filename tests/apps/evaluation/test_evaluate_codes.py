@@ -82,7 +82,7 @@ def test_distances_of_image_features(latent_bundle, cohort, tmp_path, monkeypatc
     def features(images, model_range):
         return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
-    monkeypatch.setattr("monai_diffae.metrics.InceptionFeatures", lambda device: features)
+    monkeypatch.setattr("monai_diffae.metrics.InceptionFeatures", lambda device, is_colour: features)
     arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [3], "num_images": 12, "device": "cpu"}
     result = evaluate(tmp_path / "out", **arguments)
 

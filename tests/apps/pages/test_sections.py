@@ -106,9 +106,10 @@ def test_each_condition_has_a_line_and_each_metric_a_column():
     assert "lpips is left out: no weights" in content
     assert "may have been trained on" not in content
     assert "may have been trained on" in report_page(Section("quality", "", quality_values(figures(held_out=False))))
-    usage = [score("a", 5, "z_sem_usage", 2.0, table="z_sem", timestep=t, low=None, high=None) for t in (50, 150)]
+    usage = [score("a", 5, "z_sem_usage", 2.0, table="noise_levels", timestep=t) for t in (50, 150)]
+    usage += [score("a", 5, "z_sem_usage", 2.0, table="z_sem")]
     (part,) = quality_values(figures(rows=usage, differences=[]))["parts"]
-    assert (len(part["charts"]), part["tables"]) == (1, [])
+    assert (len(part["charts"]), len(part["tables"])) == (1, 1)
     codes = [score("a", 5, "mmd", 0.1, table="generation"), score("a", 5, "active", 3, table="z_sem")]
     for num, parts in ((3, 0), (16, 2)):
         assert len(quality_values(figures(rows=codes, differences=[], num_cases=num))["parts"]) == parts
