@@ -20,9 +20,9 @@ from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
 from monai_diffae.apps.command import plain_reason
-from monai_diffae.apps.commands import COMMANDS
+from monai_diffae.apps.commands import COMMANDS, FORMER
 from monai_diffae.bundle.code import trusting
-from monai_diffae.errors import DiffAEError, MachineError, find_diffae_error, find_error, one_line
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError, find_diffae_error, find_error, one_line
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
@@ -109,6 +109,8 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         """
         _set_up_logging(quiet, debug)
         _set_up_torch(threads)
+        if tokens and tokens[0] in FORMER:
+            raise ConfigError(f"{tokens[0]}: is `{FORMER[tokens[0]]}` now; see monai-diffae decode --help")
         function, bound = parse(app, tokens)
         run = checked.get(function, function)  # help and version are functions of their own
         try:

@@ -12,7 +12,7 @@ from dicom_files import AXIAL, make_plane, positions
 from PIL import Image
 from tiny_bundles import rewrite
 
-from monai_diffae import embed, generate, interpolate, reconstruct, traverse, vary
+from monai_diffae import decode, embed, generate, reconstruct
 from monai_diffae.data.scans import read_scan
 
 GRID = np.diag([14.0, 14.0, 14.0, 1.0])
@@ -56,17 +56,18 @@ def test_reconstruct_gives_scans_back_in_their_own_space_and_refuses_a_2d_image(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vary", "traverse", "interpolate", "generate"])
+@pytest.mark.parametrize("name", ["variations", "components", "path", "generate"])
 def test_images_of_no_scan_are_in_the_models_grid(name, heads, with_latent, tmp_path):
     a, b = (str(case) for case in heads.table["id"][:2])
-    inputs, axis = (heads.bundle, heads.cohort), {"num_components": 1, "strengths": [0, 1], "num_noises": 1}
-    made = {
-        "vary": lambda: vary(*inputs, tmp_path / "o", case=a, num_images=2, **CPU),
-        "traverse": lambda: traverse(heads.bundle, heads.embeddings, tmp_path / "o", **axis, **CPU),
-        "interpolate": lambda: interpolate(*inputs, tmp_path / "o", start=a, end=b, num_images=2, **CPU),
-        "generate": lambda: generate(with_latent(heads.bundle), tmp_path / "o", num_images=2, **CPU),
+    options = {
+        "variations": {"cohort": heads.cohort, "case": a, "num_images": 2},
+        "components": {"embeddings": heads.embeddings, "components": [1], "strengths": [0, 1], "num_noises": 1},
+        "path": {"cohort": heads.cohort, "case": a, "blend": b, "num_images": 2},
     }
-    folder = made[name]().folder
+    if name == "generate":
+        folder = generate(with_latent(heads.bundle), tmp_path, num_images=2, **CPU).folder
+    else:
+        folder = decode(heads.bundle, tmp_path / "o", show=name, **options[name], **CPU).folder
     files = sorted((folder / "images").glob("*.nii.gz"))
     assert len(files) == 2
     for file in [*files, *folder.glob("std.nii.gz")]:
