@@ -126,6 +126,10 @@ def test_a_key_that_is_not_clear_is_refused(run, small_cohort, tmp_path, words, 
     assert message in errors
 
 
+def test_a_former_name_of_a_command_ends_in_a_line_with_the_new_one(run):
+    assert run("interpolate", "a", "b")[::2] == (2, "error: interpolate: is now decode --show path; see its --help\n")
+
+
 def test_a_block_of_imports_inside_another_one_ends_with_pythons_own_import():
     own = builtins.__import__
     with on_first_use:

@@ -110,7 +110,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         _set_up_logging(quiet, debug)
         _set_up_torch(threads)
         if tokens and tokens[0] in FORMER:
-            raise ConfigError(f"{tokens[0]}: is `{FORMER[tokens[0]]}` now; see monai-diffae decode --help")
+            raise ConfigError(f"{tokens[0]}: is now {FORMER[tokens[0]]}; see its --help")
         function, bound = parse(app, tokens)
         run = checked.get(function, function)  # help and version are functions of their own
         try:

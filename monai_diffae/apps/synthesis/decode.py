@@ -161,7 +161,7 @@ def decode(
 
     Returns:
         The folder; for ``variations``, ``mean_std``: their standard deviation, averaged over the image, in the model's
-        range; for ``components``, ``explained``: each one's share of the variance.
+        range.
 
     Raises:
         ConfigError: an argument cannot be used, the bundle is not trained, a direction or the embeddings belong to
@@ -169,10 +169,8 @@ def decode(
         CohortError: the table of embeddings cannot be used, or a case does not exist.
         ScanError: a case cannot be read.
     """
-    if (cohort is None) != (case is None):
-        raise ConfigError("case: give the case together with the cohort that has it, or omit both")
-    if case is None and show != "components":
-        raise ConfigError(f"case: is required with its cohort to show {show}; only components can start at the mean")
+    if None in (cohort, case) and (show != "components" or cohort != case):
+        raise ConfigError("case: give the case together with the cohort that has it; only components can do without")
     if show == "path" and codes.blend is None:
         raise ConfigError("blend: is required to show a path; give the case at its end")
     grid = _grid(show if case else f"{show} without a case", codes, series)
@@ -205,44 +203,22 @@ def decode(
         else:
             for name, image in zip(grid, decoded, strict=True):
                 trained.write_image(images / name, image, cases[0].file if cases else ".png")
-        figures: dict[str, Any] = {}
-        titles: list[str] = []
+        titles, figures = list(grid), dict[str, float]()
         if show == "components":
-            numbers = np.unique(series.components)
-            shares = axes.components.explained[numbers - 1]
-            columns = {"component": numbers, "std": axes.components.stds[numbers - 1], "explained": shares}
-            write_csv(out / "components.csv", pd.DataFrame(columns))
-            labels = [f"{number}: {share:.0%}" for number, share in zip(numbers, shares, strict=True)]
-            rows = dict(zip(labels, decoded.unflatten(0, (len(labels), -1)), strict=True))
-            titles, figures = strength_names(series.strengths), {"explained": shares.round(4).tolist()}
+            rows, titles = _components(decoded, axes.components, series, out), strength_names(series.strengths)
         elif show == "variations":
-            mean, std = decoded.mean(dim=0, keepdim=True), decoded.std(dim=0, keepdim=True)
-            for name, image in {"mean": mean, "std": std}.items():
-                trained.write_image(out / name, image[0], ".nii.gz")
-            own = opened[names[0]]
-            rows = {
-                "input, own x_T": torch.cat([own.images, own.reconstruct("x_T")]),
-                "new x_T": decoded[:_IN_PICTURE],
-                "mean": mean,
-            }
-            largest, figures = float(std.max()), {"mean_std": float(std.mean())}
+            titles, (rows, figures) = [], _variations(decoded, opened[names[0]], out)
         else:
             first, second = (opened[name].images for name in (names[0], codes.blend or names[0]))
-            rows = {
-                "both codes": decoded,
-                "pixels": paths.lerp(first, second, [each.weight for (each,) in grid.values()]),
-            }
-            titles = list(grid)
-        shown = {name: trained.shown(row) for name, row in rows.items()}
-        if show == "variations":
-            shown[f"std (to {largest:.2f})"] = pictures.in_colours(std, largest, "magma", trained.is_colour)
+            rows = {"both codes": decoded, "pixels": paths.lerp(first, second, [each.weight for each in combinations])}
+        shown = {name: row if row.dtype == torch.uint8 else trained.shown(row) for name, row in rows.items()}
         write_atomic(picture, lambda path: pictures.draw_mosaic(shown, path, titles))
-        log_to_open_run({}, [picture], show)
+        log_to_open_run(figures, [picture], show)
         return figures
 
     results = [picture, images, *(out / name for name in files)]
     figures, skipped = run_once(f"decode --show {show}", out, results, made_from, make, overwrite=run.overwrite)
-    return Result(out, figures, [f"{name} {value}" for name, value in figures.items()], skipped=skipped)
+    return Result(out, figures, [f"{name} {value:.6g}" for name, value in figures.items()], skipped=skipped)
 
 
 def _grid(kind: str, codes: Combination, series: Series) -> dict[str, list[Combination]]:
@@ -269,6 +245,35 @@ def _grid(kind: str, codes: Combination, series: Series) -> dict[str, list[Combi
         for number in np.unique(series.components)
         for name, strength in strengths.items()
     }
+
+
+def _components(
+    decoded: torch.Tensor, components: latents.PrincipalComponents, series: Series, out: Path
+) -> dict[str, torch.Tensor]:
+    """The rows of the picture; also writes the table."""
+    numbers = np.unique(series.components)
+    shares = components.explained[numbers - 1]
+    columns = {"component": numbers, "std": components.stds[numbers - 1], "explained": shares}
+    write_csv(out / "components.csv", pd.DataFrame(columns))
+    labels = [f"{number}: {share:.0%}" for number, share in zip(numbers, shares, strict=True)]
+    return dict(zip(labels, decoded.unflatten(0, (len(labels), -1)), strict=True))
+
+
+def _variations(
+    decoded: torch.Tensor, own: bundles.ModelCase, out: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The rows of the picture, and figures; also writes mean and standard deviation."""
+    mean, std = decoded.mean(dim=0, keepdim=True), decoded.std(dim=0, keepdim=True)
+    for name, image in {"mean": mean, "std": std}.items():
+        own.trained.write_image(out / name, image[0], ".nii.gz")
+    largest = float(std.max())
+    rows = {
+        "input, own x_T": torch.cat([own.images, own.reconstruct("x_T")]),
+        "new x_T": decoded[:_IN_PICTURE],
+        "mean": mean,
+        f"std (to {largest:.2f})": pictures.in_colours(std, largest, "magma", own.trained.is_colour),
+    }
+    return rows, {"mean_std": float(std.mean())}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers.paths import lerp, slerp
-from monai_diffae.latents import LatentStatistics, principal_components
+from monai_diffae.latents import principal_components
 
 CPU = {"device": "cpu"}
 QUICK = {"show": "components", "components": [1, 2], "strengths": (-60, 0, 60), **CPU}
@@ -54,8 +54,8 @@ def test_a_path_goes_from_the_reconstruction_of_one_case_to_that_of_the_other(of
     np.testing.assert_allclose(made["1.000"], plain[1], atol=1e-4)
     distances = [np.square(image - plain[1]).mean() for image in made.values()]
     assert distances[0] > distances[2] > distances[4]
-    with Image.open(tmp_path / "path.png") as picture:
-        assert min(half.std() for half in np.array_split(np.asarray(picture.convert("L")), 2)) > 10
+    picture = np.asarray(Image.open(tmp_path / "path.png").convert("L"))
+    assert min(half.std() for half in np.array_split(picture, 2)) > 10
 
 
 def test_a_move_along_a_direction_is_an_edit(of_case, labelled, ids, tmp_path):
@@ -69,69 +69,53 @@ def test_a_move_along_a_direction_is_an_edit(of_case, labelled, ids, tmp_path):
     assert edited.min() < 0
 
 
-def test_the_codes_of_a_combination(labelled, ids):
+def test_codes_are_blended_moved_and_exchanged(labelled, ids):
     session = Session.open(labelled.bundle, labelled.cohort, run=Run(**CPU))
     first, second = (session.open_case(case) for case in session.choose(Choice(cases=ids[:2])))
-    name, opened = str(labelled.direction), dict(zip(ids, [first, second], strict=False))
+    opened, name = {ids[0]: first, ids[1]: second}, str(labelled.direction)
     axes = Axes.read([name, "2"], labelled.embeddings, session.trained)
-    codes = [
-        Combination(**values).codes(ids[0], opened, axes, session.trained)
-        for values in ({"blend": ids[1], "weight": 0.3}, {"moves": {name: 0, "2": 0}, "noise_of": ids[1]},
-                       {"moves": {"2": 1}, "blend": ids[1], "weight": 0, "noise_seed": 3})
-    ]  # fmt: skip
     moved = torch.from_numpy(axes.components.traverse(first.z_sem.numpy(), 1, [1]))
-    expected = [
-        (lerp(first.z_sem, second.z_sem, [0.3]), slerp(first.x_T, second.x_T, [0.3])),
-        (first.z_sem, second.x_T),
-        (moved, image_noise((1, 16, 16), 0, [3])),
-    ]
-    for made, right in zip(codes, expected, strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(made, right, strict=True))
+    blended = lerp(first.z_sem, second.z_sem, [0.3]), slerp(first.x_T, second.x_T, [0.3])
+    for options, expected in (
+        ({"blend": ids[1], "weight": 0.3}, blended),
+        ({"moves": {name: 0, "2": 0}, "noise_of": ids[1]}, (first.z_sem, second.x_T)),
+        ({"moves": {"2": 1}, "noise_seed": 3}, (moved, image_noise((1, 16, 16), 0, [3]))),
+    ):
+        assert all(map(torch.equal, Combination(**options).codes(ids[0], opened, axes, session.trained), expected))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"moves": {"1": 1.0}}, "embeddings: the components are computed from them"),
-        ({"moves": {"99": 1.0}, "embeddings": "given"}, "99 components cannot be computed"),
+        ({"moves": {"1": 1}}, "embeddings: the components are computed from them"),
         ({"noise_seed": 1, "detail": "own"}, "own is for edits with the case's own x_T"),
         ({"show": "path"}, "blend: is required"),
         ({"case": None}, "case: give the case together with the cohort"),
-        ({"case": None, "cohort": None}, "case: is required with its cohort to show image"),
-        ({"num_images": 3}, "num_images: is not used to show image"),
         ({"show": "components", "num_noises": 3}, "num_noises: is not used to show components; omit it"),
-        ({"case": None, "cohort": None, "show": "components", "noise_of": "a"}, "to show components without a case"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, message, labelled, tmp_path):
-    if "embeddings" in arguments:
-        arguments = {**arguments, "embeddings": labelled.embeddings}
     with pytest.raises(ConfigError, match=message):
-        decode(labelled.bundle, tmp_path, **{"cohort": labelled.cohort, "case": "a", **CPU, **arguments})
+        decode(labelled.bundle, tmp_path, **{"cohort": labelled.cohort, "case": "a", **arguments})
 
 
-def test_without_a_case_each_image_is_the_mean_over_the_noises_from_the_mean_of_the_training_cases(labelled, tmp_path):
+def test_without_a_case_an_image_is_the_mean_over_the_noises_from_the_mean_of_the_training_cases(labelled, tmp_path):
     decode(labelled.bundle, tmp_path, embeddings=labelled.embeddings, num_noises=2, **QUICK)
     assert sorted(file.stem for file in (tmp_path / "images").iterdir()) == NAMES
     table = read_embeddings(labelled.embeddings)
     z_train = z_matrix(table[table["split"] == "train"])
-    components = principal_components(z_train, LatentStatistics.of(z_train), 2)
-    trained, x_T = load_bundle(labelled.bundle, "cpu"), image_noise((1, 16, 16), 0, [0, 1])
-    for k in (0, 1):
-        moved = torch.from_numpy(components.traverse(z_train.mean(axis=0), k, QUICK["strengths"]))
-        for strength, z_sem in zip(QUICK["strengths"], moved, strict=True):
-            image = trained.inferer.decode(z_sem.expand(2, -1), trained.network, x_T).mean(dim=0)[0]
-            expected = ((image + 1) / 2 * 255).clamp(0, 255).T.numpy()  # PNG shows the first axis from left to right
-            made = np.asarray(Image.open(tmp_path / "images" / f"{k + 1:03d}_{strength:+.2f}.png"), float)
-            assert min(np.abs(made - expected).max(), np.abs(made - expected.T).max()) < 1.01
+    moved = torch.from_numpy(principal_components(z_train).traverse(z_train.mean(axis=0), 1, [60])).expand(2, -1)
+    trained = load_bundle(labelled.bundle, "cpu")
+    image = trained.inferer.decode(moved, trained.network, image_noise((1, 16, 16), 0, [0, 1])).mean(dim=0)[0]
+    made = np.asarray(Image.open(tmp_path / "images" / "002_+60.00.png")) / 127.5 - 1
+    np.testing.assert_allclose(made, image.clamp(-1, 1), atol=0.01)
 
 
-def test_from_a_case_strength_0_is_its_reconstruction(of_case, labelled, plain, ids, tmp_path):
+def test_from_a_case_strength_0_is_its_reconstruction(of_case, labelled, plain, tmp_path):
     made = images(of_case(tmp_path, embeddings=labelled.embeddings, **QUICK))
     assert list(made) == NAMES
-    for component in ("001", "002"):
-        np.testing.assert_allclose(made[f"{component}_+0.00"], plain[0], atol=1e-4)
-        assert np.abs(made[f"{component}_+60.00"] - plain[0]).max() > 1e-3
+    np.testing.assert_allclose(made["002_+0.00"], plain[0], atol=1e-4)
+    assert np.abs(made["002_+60.00"] - plain[0]).max() > 1e-3
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +130,7 @@ def test_variations_differ_and_their_mean_and_std_are_written(six):
     mean, std = (nib.as_closest_canonical(nib.load(six / f"{name}.nii.gz")).get_fdata() for name in ("mean", "std"))
     np.testing.assert_allclose(mean, made.mean(axis=0), atol=1e-5)
     np.testing.assert_allclose(std, made.std(axis=0, ddof=1), atol=1e-5)
-    with Image.open(six / "variations.png") as picture:
-        assert np.asarray(picture).std() > 10
+    assert np.asarray(Image.open(six / "variations.png")).std() > 10
 
 
 def test_a_variation_is_a_function_of_its_seed_to_the_bit(six, of_case, tmp_path):

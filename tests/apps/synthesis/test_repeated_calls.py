@@ -14,8 +14,7 @@ from monai_diffae.errors import ConfigError
 
 OTHER = {
     "components": {"components": [2]}, "edit": {"strengths": (1,)}, "generate": {"num_images": 2, "seed": 1},
-    "image": {"noise_seed": 2}, "path": {"num_images": 2}, "reconstruct": {"mode": "x_T", "limit": 1},
-    "variations": {"num_images": 2},
+    "path": {"num_images": 2}, "reconstruct": {"mode": "x_T", "limit": 1}, "variations": {"noise_seed": 1},
 }  # fmt: skip
 
 
@@ -29,7 +28,6 @@ def commands(labelled, latent_bundle):
         "components": partial(decode, labelled.bundle, show="components", embeddings=labelled.embeddings, **axes),
         "edit": partial(edit, *inputs, direction=labelled.direction, strengths=(-2, 2), cases=ids[:1]),
         "generate": partial(generate, latent_bundle, num_images=3, image_format="nii.gz"),
-        "image": partial(of_case, noise_of=ids[1]),
         "path": partial(of_case, show="path", blend=ids[1], num_images=3),
         "reconstruct": partial(reconstruct, *inputs, mode="both", limit=2),
         "variations": partial(of_case, show="variations", num_images=3),
