@@ -20,16 +20,13 @@ from .apps.study.associate import associate as associate
 from .apps.study.harmonize import harmonize as harmonize
 from .apps.study.reliability import reliability as reliability
 from .apps.study.stability import stability as stability
-from .apps.synthesis.combine import combine as combine
+from .apps.synthesis.decode import decode as decode
 from .apps.synthesis.edit import edit as edit
 from .apps.synthesis.explain import explain as explain
 from .apps.synthesis.fit_direction import fit_direction as fit_direction
 from .apps.synthesis.generate import generate as generate
 from .apps.synthesis.grade import grade as grade
-from .apps.synthesis.interpolate import interpolate as interpolate
 from .apps.synthesis.reconstruct import reconstruct as reconstruct
-from .apps.synthesis.traverse import traverse as traverse
-from .apps.synthesis.vary import vary as vary
 from .apps.training.distill import distill as distill
 from .apps.training.export import export as export
 from .apps.training.import_official import import_official as import_official

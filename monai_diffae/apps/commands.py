@@ -62,10 +62,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("apps.embedding.embed", _EMBED, "my_model scans.csv embedded --columns image=file", "inference.json"),
     Command("apps.synthesis.reconstruct", _MAKE, "my_model scans.csv reconstructed --limit 8", "inference.json"),
     Command("apps.synthesis.generate", _MAKE, "my_model generated --num-images 64", "inference.json"),
-    Command("apps.synthesis.interpolate", _MAKE, "my_model scans.csv morph --start case-1 --end case-2"),
-    Command("apps.synthesis.combine", _MAKE, "my_model scans.csv mixed --case case-1 --blend case-2"),
-    Command("apps.synthesis.vary", _MAKE, "my_model scans.csv variations --case case-1"),
-    Command("apps.synthesis.traverse", _MAKE, "my_model embedded/embeddings.parquet traversed"),
+    Command("apps.synthesis.decode", _MAKE, "my_model mixed --cohort scans.csv --case case-1 --blend case-2"),
     Command("apps.synthesis.fit_direction", _MAKE, "embedded/embeddings.parquet sex.json --target sex"),
     Command("apps.synthesis.edit", _MAKE, "my_model scans.csv edited --direction sex.json --limit 8"),
     Command(
@@ -95,8 +92,15 @@ COMMANDS: tuple[Command, ...] = (
     Command("label.label_server", _ANNOTATE, "my_app scans"),
 )
 
-FORMER = {"calibrate": "anomaly --calibrate-with", "diagnose": "evaluate"}
-"""Commands of earlier versions, and what does their work now."""
+FORMER = {
+    "interpolate": "decode --show path",
+    "combine": "decode",
+    "vary": "decode --show variations",
+    "traverse": "decode --show components",
+    "calibrate": "anomaly --calibrate-with",
+    "diagnose": "evaluate",
+}
+"""Former names of commands, and what to type now."""
 
 
 def find_command(name: str) -> Command:

@@ -257,10 +257,6 @@ class Session:
         ]
         return np.concatenate(parts)
 
-    def decode(self, z_sem: Tensor, x_T: Tensor) -> Tensor:
-        """Decode images (N, C, *S) in batches; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
-        return decode_in_batches(self.trained, z_sem, x_T, self.run.batch_size)
-
 
 @torch.no_grad()
 def decode_in_batches(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor, batch_size: int) -> Tensor:

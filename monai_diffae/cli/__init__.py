@@ -16,13 +16,13 @@ from contextlib import nullcontext
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from cyclopts import App, Group, Parameter, Token, convert, validators
-from cyclopts.exceptions import CycloptsError, UnknownCommandError
+from cyclopts.exceptions import CycloptsError
 
 from monai_diffae import __version__
 from monai_diffae.apps.command import plain_reason
 from monai_diffae.apps.commands import COMMANDS, FORMER
 from monai_diffae.bundle.code import trusting
-from monai_diffae.errors import DiffAEError, MachineError, find_diffae_error, find_error, one_line
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError, find_diffae_error, find_error, one_line
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 a bug, 2 usage, 3 done but some cases failed (failures.csv), 4 no usable case, "
@@ -109,6 +109,8 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
         """
         _set_up_logging(quiet, debug)
         _set_up_torch(threads)
+        if tokens and tokens[0] in FORMER:
+            raise ConfigError(f"{tokens[0]}: is now monai-diffae {FORMER[tokens[0]]}")
         function, bound = parse(app, tokens)
         run = checked.get(function, function)  # help and version are functions of their own
         try:
@@ -191,9 +193,6 @@ def _show(result: Any, *, as_json: bool) -> int:
 
 def _usage(error: CycloptsError) -> str:
     """One line; cyclopts (5.5) also checks annotations, as the commands do, if pydantic is imported already."""
-    name = (error.unused_tokens or [""])[0] if isinstance(error, UnknownCommandError) else ""
-    if name in FORMER:
-        return f"{name} is now a part of another command: monai-diffae {FORMER[name]}"
     details = getattr(error.__cause__, "errors", None)
     if details is None or error.argument is None:
         return " ".join(str(error).split())

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.apps.evaluation.neighbors import TrainingCases
-from monai_diffae.apps.synthesis.combine import Axes
+from monai_diffae.apps.synthesis.decode import Axes
 from monai_diffae.data import embeddings as tables
 from monai_diffae.data.cases import Case
 from monai_diffae.errors import CohortError, ConfigError

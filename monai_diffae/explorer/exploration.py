@@ -24,7 +24,7 @@ from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Decoding, Reading, Run, Sampling
-from monai_diffae.apps.synthesis.combine import Axes, Combination, write_combined
+from monai_diffae.apps.synthesis.decode import Axes, Combination, write_combined
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.apps.table_origin import check_same_model, warn_of_other_preprocessing
 from monai_diffae.bundle import TrainedLatent, load_latent
@@ -53,7 +53,7 @@ _READ_AT_ONCE = BoundedSemaphore(2)
 
 
 class Recipe(BaseModel):
-    """The image on the screen. Cases are rows of the table of embeddings, directions and components are positions."""
+    """The image on the screen. Cases are rows of the table of embeddings."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,8 +62,7 @@ class Recipe(BaseModel):
     weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     noise_of: Annotated[int, Field(ge=0)] | None = None
     noise_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    directions: Annotated[dict[str, Strength], Field(max_length=100)] = {}
-    components: Annotated[dict[Annotated[int, Field(ge=1)], Strength], Field(max_length=100)] = {}
+    moves: Annotated[dict[str, Strength], Field(max_length=100)] = {}
     detail: Literal["model", "own"] = "model"
 
     @property
@@ -73,23 +72,14 @@ class Recipe(BaseModel):
 
     def combination(self, ids: Mapping[int, str]) -> Combination:
         """The codes, for the ids of the rows."""
-        blend = None if self.blend is None else ids[self.blend]
-        noise_of = None if self.noise_of is None else ids[self.noise_of]
-        directions = {name: strength for name, strength in self.directions.items() if strength}
-        components = {number: strength for number, strength in self.components.items() if strength}
-        return Combination(
-            directions=directions,
-            components=components,
-            blend=blend,
-            weight=self.weight,
-            noise_of=noise_of,
-            noise_seed=self.noise_seed,
-        )
+        others = {name: ids[row] for name in ("blend", "noise_of") if (row := getattr(self, name)) is not None}
+        moves = {name: strength for name, strength in self.moves.items() if strength}
+        return Combination(**{**self.model_dump(exclude={"case"}), **others, "moves": moves})
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Writes calls of ``combine`` and ``generate`` with the files and settings that the page's command got."""
+    """Writes calls of ``decode`` and ``generate`` with the files and settings that the page's command got."""
 
     bundle: Path
     cohort: Path
@@ -98,25 +88,18 @@ class Caller:
     reading: Reading
     run: Run
 
-    def combine(self, case: str, combination: Combination, detail: str) -> dict[str, str]:
+    def decode(self, case: str, combination: Combination) -> dict[str, str]:
         """The line for a shell and the lines of Python that make the image of a combination."""
-        components = dict(combination.components)
         arguments = {
             "bundle": str(self.bundle),
             "cohort": str(self.cohort),
             "case": case,
-            "blend": combination.blend,
-            "weight": None if combination.blend is None else combination.weight,
-            "noise_of": combination.noise_of,
-            "noise_seed": combination.noise_seed,
-            "directions": dict(combination.directions),
-            "components": components,
-            "embeddings": str(self.embeddings) if components else None,
-            "detail": None if detail == "model" else detail,
+            **{name: value for name, value in vars(combination).items() if value != getattr(Combination(), name)},
+            "embeddings": str(self.embeddings) if any(map(str.isdigit, combination.moves)) else None,
             "columns": dict(self.reading.columns),
             **self._settings(Decoding),
         }
-        return _both("combine", {**arguments, "out": f"combined/{json_digest([arguments])[:8]}"})
+        return _both("decode", {**arguments, "out": f"decoded/{json_digest([arguments])[:8]}"})
 
     def generate(self, count: int, seed: int) -> dict[str, str]:
         """The same for images of the latent DDIM."""
@@ -281,7 +264,7 @@ class Exploration:
     def calls(self, recipe: Recipe) -> dict[str, str]:
         """The command and the Python call that make the image of a recipe."""
         combination, case, _ = self._cases(recipe)
-        return self.caller.combine(case.id, combination, recipe.detail)
+        return self.caller.decode(case.id, combination)
 
     def sample_calls(self, count: Count, seed: Seed) -> dict[str, str]:
         """The command and the Python call that make samples."""
@@ -309,13 +292,12 @@ class Exploration:
         """The combination, the case and the other cases of a recipe."""
         for row in (recipe.case, *recipe.other_rows):
             self._check(row)
-        unknown = [name for name in recipe.directions if name not in self.studio.axes.directions]
-        unknown += [str(k) for k in recipe.components if k > len(self.atlas.components.directions)]
-        if unknown:
+        numbers = map(str, range(1, len(self.atlas.components.directions) + 1))
+        if unknown := sorted(recipe.moves.keys() - {*self.studio.axes.directions, *numbers}):
             raise ConfigError(f"{unknown[0][:60]}: is no direction or component of this page")
         others = {row: self.atlas.cases[row] for row in recipe.other_rows}
         combination = recipe.combination({row: case.id for row, case in others.items()})
-        combination.check_detail(recipe.detail)
+        combination.check_detail()
         return combination, self.atlas.cases[recipe.case], {case.id: case for case in others.values()}
 
     def _check(self, row: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.apps.session import Session
-from monai_diffae.apps.synthesis.combine import Axes, Combination
+from monai_diffae.apps.synthesis.decode import Axes, Combination
 from monai_diffae.bundle.model import ModelCase
 from monai_diffae.data.cases import Case
 from monai_diffae.policies import Detail
@@ -81,7 +81,7 @@ class Studio:
         opened = {each.id: self.open(each) for each in (case, *others.values())}
         for name in dict.fromkeys([case.id, *combination.x_T_cases]):
             self._invert(opened[name], check)
-        z_sem, x_T = combination.codes(case.id, opened, self.axes)
+        z_sem, x_T = combination.codes(case.id, opened, self.axes, self.session.trained)
         check()
         own = opened[case.id]
         plain = _remembered(self._plain, (case.id, steps), lambda: self._decode(own.z_sem, own.x_T, steps, check))

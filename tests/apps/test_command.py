@@ -16,7 +16,7 @@ from monai_diffae.apps import settings
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Decoding, Numbers, Overrides, Reading
-from monai_diffae.apps.synthesis.combine import Moves
+from monai_diffae.apps.synthesis.decode import Combination
 from monai_diffae.cli import build_app, parse
 from monai_diffae.errors import ConfigError
 
@@ -133,8 +133,8 @@ def test_columns_are_pairs_of_names():
     for word in ("image", "=file", "image="):
         with pytest.raises(CycloptsError, match="is not of the form name=value"):
             parsed(Columns, word)
-    directions = get_type_hints(Moves, include_extras=True)["directions"]
-    assert parsed(directions, "run=1/sex.json=1.5") == {"run=1/sex.json": "1.5"}
+    moves = get_type_hints(Combination, include_extras=True)["moves"]
+    assert parsed(moves, "run=1/sex.json=1.5") == {"run=1/sex.json": "1.5"}
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def test_its_docstring_has_all_arguments(command):
         ("init('my_model', bundle='diffae_4d')", "ConfigError: bundle: there is no 'diffae_4d'; choose one of: auto"),
         ("pull('model.zip', 'my_copy')", "ConfigError: model.zip: there is no such file; give a zip file, or a repo"),
         (
-            "traverse('bundle', 'no.parquet', 'out', case='case-1')",
-            "ConfigError: case: give the case to start from together with",
+            "decode('bundle', 'out', embeddings='no.parquet', case='case-1', show='components')",
+            "ConfigError: case: give the case together with the cohort",
         ),
     ],
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from monai_diffae import Decoding, Reading, Run, combine, edit, embed, fit_direction, grade, load_bundle, traverse
+from monai_diffae import Decoding, Reading, Run, decode, edit, embed, fit_direction, grade, load_bundle
 from monai_diffae.apps.table_origin import check_same_model, origin_of, preprocessing_differences, safe_overrides
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.errors import ConfigError
@@ -104,10 +104,7 @@ def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path,
     of_direction = {"direction": tmp_path / "d.json"}
     assert lines(lambda: grade(labelled.embeddings, tmp_path / "g.csv", **of_direction)) == [direction]
     assert lines(lambda: grade(other, tmp_path / "h.csv", **of_direction)) == []
-    moves = {"directions": {str(tmp_path / "d.json"): 1.0}, "components": {"1": 1.0}, "embeddings": other}
-    combined = {"case": ids[0], **moves, **few}
-    assert lines(lambda: combine(bundle, cohort, tmp_path / "combined", **combined)) == [direction, table]
-    traversed = {"num_components": 1, "strengths": [1], "num_noises": 1, "steps": 1, "device": "cpu"}
-    assert lines(lambda: traverse(bundle, other, tmp_path / "traversed", **traversed)) == [table]
+    moved = {"case": ids[0], "moves": {str(tmp_path / "d.json"): 1.0, "1": 1.0}, "embeddings": other, **few}
+    assert lines(lambda: decode(bundle, tmp_path / "decoded", cohort=cohort, **moved)) == [direction, table]
     caller = Caller(bundle, cohort, other, Decoding(), Reading(), Run(device="cpu"))
     assert lines(lambda: open_exploration(caller, tmp_path, [tmp_path / "d.json"], 4).close()) == [direction, table]

@@ -6,7 +6,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from monai_diffae import edit, fit_direction, generate, grade, interpolate, traverse, vary
+from monai_diffae import decode, edit, fit_direction, generate, grade
 from monai_diffae.apps.tracking import log_to_open_run, log_to_training
 
 pytestmark = pytest.mark.usefixtures("one_migration")
@@ -42,9 +42,9 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
             labelled.bundle, labelled.cohort, tmp_path / "e", direction=labelled.direction, strengths=(2,), limit=1,
             embeddings=labelled.embeddings, **FAST,
         )  # fmt: skip
-        interpolate(labelled.bundle, labelled.cohort, tmp_path / "i", start=ids[0], end=ids[1], **FAST)
-        made = vary(labelled.bundle, labelled.cohort, tmp_path / "v", case=ids[0], num_images=2, **FAST)
-        traverse(labelled.bundle, labelled.embeddings, tmp_path / "w", num_components=1, strengths=(0,), **FAST)
+        of_case = {"cohort": labelled.cohort, "case": ids[0], "num_images": 2, **FAST}
+        decode(labelled.bundle, tmp_path / "i", show="path", blend=ids[1], **of_case)
+        made = decode(labelled.bundle, tmp_path / "v", show="variations", **of_case)
         generate(latent_bundle, tmp_path / "s", num_images=1, **FAST)
     logged = client.get_run(run.info.run_id).data
     assert logged.metrics.keys() == {
@@ -54,7 +54,7 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
     }  # fmt: skip
     assert logged.metrics["variations/mean_std"] == pytest.approx(made.mean_std)
     files = [file for file in (server / "artifacts").rglob("*") if file.is_file()]
-    pictures = {"edits.png", "interpolation.png", "variations.png", "traversal.png", "generated.png"}
+    pictures = {"edits.png", "path.png", "variations.png", "generated.png"}
     assert {file.name for file in files} == pictures
     assert not logged.params
     # nothing that names a case or a folder, in the database or the pictures

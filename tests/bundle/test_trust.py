@@ -137,8 +137,7 @@ def test_every_command_that_uses_the_model_refuses_it(untrusted, tiny_bundle, la
     places = dict(zip(names, (tmp_path / "out", tmp_path / "app", untrusted, cohort, labelled.direction), strict=True))
     for line in (
         "embed BUNDLE COHORT OUT", "reconstruct BUNDLE COHORT OUT", "generate BUNDLE OUT",
-        "vary BUNDLE COHORT OUT --case a", "interpolate BUNDLE COHORT OUT --start a --end b",
-        "combine BUNDLE COHORT OUT --case a --blend b", "edit BUNDLE COHORT OUT --direction WIDE",
+        "decode BUNDLE OUT --cohort COHORT --case a", "edit BUNDLE COHORT OUT --direction WIDE",
         "anomaly BUNDLE COHORT OUT",
         "evaluate OUT --bundle BUNDLE --cohort COHORT", "report BUNDLE OUT",
         "explore --bundle BUNDLE --cohort COHORT", "label-app APP --bundle BUNDLE", "train-latent BUNDLE COHORT",

@@ -16,7 +16,7 @@ from forked_program import free_port
 from PIL import Image
 
 from monai_diffae.apps.settings import Decoding, Reading, Run
-from monai_diffae.apps.synthesis.combine import Combination
+from monai_diffae.apps.synthesis.decode import Combination
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.errors import CohortError
 from monai_diffae.explorer.atlas import Atlas, Extreme
@@ -102,11 +102,11 @@ def test_only_cases_of_the_cohort_are_on_the_map_but_all_training_cases_count(la
 
 
 RECIPES = {
-    "own_detail": {"directions": {"@": -2.0}, "detail": "own"},
-    "components": {"components": {"1": -1.0, "5": 0.5}, "directions": {"@": 1.0}},
-    "blend": {"blend": 1, "weight": 0.25, "components": {"2": 1.0}},
+    "own_detail": {"moves": {"@": -2.0}, "detail": "own"},
+    "components": {"moves": {"@": 1.0, "1": -1.0, "5": 0.5}},
+    "blend": {"blend": 1, "weight": 0.25, "moves": {"2": 1.0}},
     "x_T_of_another": {"noise_of": 2},
-    "noise": {"noise_seed": 0, "components": {"1": 1.0}},
+    "noise": {"noise_seed": 0, "moves": {"1": 1.0}},
 }
 
 
@@ -119,19 +119,19 @@ def array_of(content, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_both_calls_make_the_saved_image(name, explored, labelled, run, tmp_path, monkeypatch):
     values = RECIPES[name]
-    directions = {str(labelled.direction): strength for strength in values.get("directions", {}).values()}
-    recipe = Recipe(case=4, **{**values, "directions": directions})
+    moves = {name.replace("@", str(labelled.direction)): each for name, each in values.get("moves", {}).items()}
+    recipe = Recipe(case=4, **{**values, "moves": moves})
     file, content = explored.export(recipe)
     calls = explored.calls(recipe)
     monkeypatch.chdir(tmp_path)
     code, _, error = run(*shlex.split(calls["command"])[1:])
     assert (code, error.count("error")) == (0, 0)
-    (made,) = tmp_path.glob("combined/*/images/*")
+    (made,) = tmp_path.glob("decoded/*/images/*")
     assert made.read_bytes() == content or (array_of(made.read_bytes(), file) == array_of(content, file)).all()
     by_command = array_of(made.read_bytes(), file)
-    shutil.rmtree(tmp_path / "combined")
+    shutil.rmtree(tmp_path / "decoded")
     exec(calls["python"], {})
-    (made,) = tmp_path.glob("combined/*/images/*")
+    (made,) = tmp_path.glob("decoded/*/images/*")
     assert (array_of(made.read_bytes(), file) == by_command).all()
 
 
@@ -140,7 +140,7 @@ def test_the_settings_of_the_page_are_part_of_the_calls():
     run = Run(device="cpu", overrides={"model_range": [-1, 1]})
     paths = Path("bundle"), Path("scans.csv"), Path("table.parquet")
     caller = Caller(*paths, decoding, Reading(columns={"id": "id"}), run)
-    command, python = caller.combine("case", Combination(), "model").values()
+    command, python = caller.decode("case", Combination()).values()
     for words in ("--steps 2 --solver ddim", "--columns id=id", "--device cpu --overrides 'model_range=[-1,1]'"):
         assert words in command
     for words in (command, caller.generate(2, 3)["command"]):

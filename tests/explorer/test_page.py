@@ -123,7 +123,7 @@ def test_every_control_works(page, explored):
     page.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page("copy-command").click()
     page.page.locator("#status", has_text="Copied.").wait_for()
-    assert page.page.evaluate("navigator.clipboard.readText()").startswith("monai-diffae combine ")
+    assert page.page.evaluate("navigator.clipboard.readText()").startswith("monai-diffae decode ")
     page("copy-python").click()
     page.page.locator("#call", has_text="from monai_diffae import").wait_for()
     case = page.page.locator("#case-id").text_content()

@@ -94,21 +94,21 @@ def test_outlier_scores_are_those_of_neighbors(client, labelled, tmp_path):
     scores = client.get("/api/outliers").json()
     np.testing.assert_allclose(scores["scores"], table["whitened"], atol=1e-4)
     np.testing.assert_allclose(scores["p"], table["p_whitened"], atol=1e-5)
-    of_image = image(client, components={"1": 2.0})[0]["scores"]["outlier"]
+    of_image = image(client, moves={"1": 2.0})[0]["scores"]["outlier"]
     assert set(of_image) == {"case", "target", "image"}
     assert of_image["case"] == pytest.approx(scores["scores"][0], abs=1e-3) != of_image["target"]
 
 
 def test_a_direction_moves_the_prediction_and_a_preview_takes_fewer_steps(client, explored, labelled, monkeypatch):
     name = str(labelled.direction)
-    low, plain, high = (image(client, directions={name: s}) for s in (-2, 0, 2))
+    low, plain, high = (image(client, moves={name: s}) for s in (-2, 0, 2))
     targets = [each[0]["scores"]["directions"][0]["target"] for each in (low, plain, high)]
     assert targets == sorted(set(targets))
     assert plain[1]["image"].shape == (1, 16, 16)
     assert not plain[1]["difference"].any()
     assert high[1]["difference"].any()
     monkeypatch.setattr(explored.studio, "preview_steps", 2)
-    header, arrays = image(client, "preview", components={"1": 2.0})
+    header, arrays = image(client, "preview", moves={"1": 2.0})
     assert header["steps"] == 2 < explored.studio.steps
     assert header["scores"]["outlier"] is None
     assert arrays["difference"].any()
@@ -116,7 +116,7 @@ def test_a_direction_moves_the_prediction_and_a_preview_takes_fewer_steps(client
 
 def test_saves_in_a_row_are_all_answered(client, explored):
     """The first one got status 500, as the second replaced it."""
-    params, recipes = {"window": "w"}, [{"case": 0, "components": {"1": strength}} for strength in (1.0, 2.0, 3.0)]
+    params, recipes = {"window": "w"}, [{"case": 0, "moves": {"1": strength}} for strength in (1.0, 2.0, 3.0)]
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(lambda recipe: client.post("/api/export", params=params, json=recipe), recipes))
     assert [answer.status_code for answer in answers] == [200] * 3
@@ -136,8 +136,8 @@ def test_the_scan_comes_while_the_model_is_busy(client, explored):
     [
         ({"case": 99}, 404, "case 99: the cohort has cases 0 to 11"),
         ({"case": 0, "detail": "own", "noise_of": 1}, 400, "own x_T"),
-        ({"case": 0, "directions": {"/etc/passwd": 1}}, 400, "is no direction or component of this page"),
-        ({"case": 0, "components": {"1": 1000}}, 422, "components.1: "),
+        ({"case": 0, "moves": {"/etc/passwd": 1}}, 400, "is no direction or component of this page"),
+        ({"case": 0, "moves": {"1": 1000}}, 422, "moves.1: "),
         ({"case": 0, "unknown": 1}, 422, "unknown: "),
     ],
 )
@@ -183,7 +183,7 @@ def test_requests_leave_nothing_private_in_the_log(client, explored, caplog, mon
 
     caplog.set_level(logging.DEBUG)
     client.get("/api/cases/0")
-    image(client, case=0, components={"2": 1.0})
+    image(client, case=0, moves={"2": 1.0})
     client.post("/api/image?window=w", json={"case": 99})
     monkeypatch.setattr(type(explored), "describe", fail)
     response = client_of(explored).get("/api/cases/0")  # a bug of ours
@@ -197,7 +197,7 @@ def test_requests_leave_nothing_private_in_the_log(client, explored, caplog, mon
 def test_a_picture_is_shown_with_its_own_detail_in_its_own_grid(unusual, open_explored, tmp_path):
     opened = open_explored(unusual.bundle, unusual.cohort, tmp_path, embeddings=unusual.embeddings)
     client = client_of(opened)
-    header, arrays = image(client, components={"1": 2.0}, detail="own")
+    header, arrays = image(client, moves={"1": 2.0}, detail="own")
     assert {array.shape[1:] for array in arrays.values()} == {(20, 24)}
     np.testing.assert_allclose(arrays["scan"] + arrays["difference"], arrays["image"], atol=1e-6)
     _, plain = image(client, detail="own")

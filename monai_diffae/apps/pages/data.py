@@ -204,8 +204,9 @@ class ReportData:
                 self._attempt(
                     "traversal",
                     "Traverse the main directions",
-                    "traverse",
+                    "decode",
                     bundle=self.bundle,
+                    show="components",
                     embeddings=self.embeddings,
                 )
             (self.folder / CONFLICTS).unlink(missing_ok=True)

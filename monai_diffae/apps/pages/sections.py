@@ -494,7 +494,7 @@ def edit_section(report: Report) -> Section | None:
     model = report.models[0]
     if model.result("traversal") is not None:
         reason = "No label is clearly predicted from z_sem" if model.verdicts else "No label was tested"
-        picture = model.folder / "traversal" / "traversal.png"
+        picture = model.folder / "traversal" / "components.png"
         values = {"labels": [], "traversal": picture, "chance": [], "reason": reason}
         return report.section("edits", "The main directions of z_sem", ["traversal"], values)
     names = [name for name in model.outcomes if name.startswith(("edits/", "directions/"))]

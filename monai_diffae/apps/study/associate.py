@@ -132,11 +132,12 @@ def associate(
         "bundle": bundle or Path("my_bundle"),
         "embeddings": embeddings,
         "out": out / "traversed",
+        "show": "components",
         "components": sorted(found),
     }
     if found and bundle is not None:
-        find_command("traverse").load()(**images, overwrite=writing.overwrite)
-    following = [f"next: {command_line('traverse', images)}"] if found and bundle is None else []
+        find_command("decode").load()(**images, overwrite=writing.overwrite)
+    following = [f"next: {command_line('decode', images)}"] if found and bundle is None else []
     omitted = figures["omitted_variables"]
     incomplete = f"{counted(len(omitted), 'variable')} omitted: {', '.join(omitted)}" if omitted else None
     return Result(out, figures, [*_notes(figures)], incomplete, following, skipped)

@@ -23,7 +23,7 @@ function recipe(detail = "model") {
   const strengths = (kind) =>
     Object.fromEntries(sliders.filter((s) => s.kind === kind && Number(s.input.value)).map((s) => [s.key, Number(s.input.value)]));
   const weight = Number($("weight").value);
-  const made = { case: state.row, directions: strengths("directions"), components: { ...state.moved, ...strengths("components") }, detail };
+  const made = { case: state.row, moves: { ...strengths("directions"), ...state.moved, ...strengths("components") }, detail };
   if (state.second >= 0 && weight > 0) Object.assign(made, { blend: state.second, weight });
   if (state.noise === "second" && state.second >= 0) made.noise_of = state.second;
   if (state.noise === "drawn") made.noise_seed = state.seed;
@@ -39,7 +39,7 @@ function shownRecipe() {
   return made;
 }
 
-const isEdited = (made) => !hasOwnNoise(made) || Object.keys({ ...made.directions, ...made.components }).length > 0;
+const isEdited = (made) => !hasOwnNoise(made) || Object.keys(made.moves).length > 0;
 
 function say(text, isError = false) {
   $("status").textContent = text;

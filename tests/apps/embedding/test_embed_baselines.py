@@ -12,7 +12,7 @@ from tiny_bundles import rewrite, scaled
 from torch import nn
 from torchvision.models import squeezenet1_1
 
-from monai_diffae import DiffAEEncoder, edit, embed, fit_direction, load_bundle, neighbors, train_latent, traverse
+from monai_diffae import DiffAEEncoder, decode, edit, embed, fit_direction, load_bundle, neighbors, train_latent
 from monai_diffae.apps.embedding import encoders
 from monai_diffae.apps.embedding.encoders import open_backbone
 from monai_diffae.apps.evaluation.baselines import table_features
@@ -123,7 +123,7 @@ def test_what_decodes_z_sem_refuses_the_table_in_one_line(made, labelled, tmp_pa
     for embeddings in (made["untrained"], made["planar"], copy):
         calls = [
             lambda e=embeddings: fit_direction(e, tmp_path / "d.json", target="wide"),
-            lambda e=embeddings: traverse(bundle, e, out),
+            lambda e=embeddings: decode(bundle, out, show="components", embeddings=e),
             lambda e=embeddings: train_latent(bundle, out=out, embeddings=e),
             lambda e=embeddings: edit(bundle, cohort, out, direction=labelled.direction, embeddings=e),
             lambda e=embeddings: neighbors(e, out, reconstruction_error=True, bundle=bundle, cohort=cohort),

@@ -60,7 +60,7 @@ def started(pictures, one_migration, slow_machine, tmp_path_factory):
 
 def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_reader):
     assert [outcome.step.command for outcome in started.outcomes] == [
-        "list-scans", "plan", "init", "train", "info", "embed", "reconstruct", "neighbors", "probe", "traverse",
+        "list-scans", "plan", "init", "train", "info", "embed", "reconstruct", "neighbors", "probe", "decode",
     ]  # fmt: skip
     page = page_reader(started.page)
     assert page.sections[:3] == ["conflicts", "probes", "edits"]

@@ -58,7 +58,7 @@ def test_planted_associations_are_found_and_cases_without_values_are_counted(wri
     assert np.isnan(best["effect"]["site"])
     assert found.omitted_variables.keys() == {"empty", "same"}
     assert found.incomplete == "2 variables omitted: empty, same"
-    assert "traverse my_bundle" in found.next[0]
+    assert "decode my_bundle" in found.next[0]
     again = associate(written(table), tmp_path / "a", **options)
     assert (again.skipped, again.figures) == (True, found.figures)
 
@@ -151,7 +151,7 @@ def test_significant_components_are_decoded(labelled, tmp_path):
                       bundle=labelled.bundle)  # fmt: skip
     numbers = pd.read_csv(tmp_path / "a" / "traversed" / "components.csv")["component"].tolist()
     assert numbers == sorted(found.figures["components"])
-    assert (tmp_path / "a" / "traversed" / "traversal.png").is_file()
+    assert (tmp_path / "a" / "traversed" / "components.png").is_file()
 
 
 def test_the_same_codes_in_another_basis_are_shared(written, tmp_path, caplog):

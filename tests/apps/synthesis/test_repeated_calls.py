@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from monai_diffae import combine, edit, generate, interpolate, reconstruct, traverse, vary
+from monai_diffae import decode, edit, generate, reconstruct
 from monai_diffae.errors import ConfigError
 
 OTHER = {
-    "combine": {"noise_seed": 2}, "edit": {"strengths": (1,)}, "generate": {"num_images": 2, "seed": 1},
-    "interpolate": {"num_images": 2}, "reconstruct": {"mode": "x_T", "limit": 1}, "traverse": {"num_components": 1},
-    "vary": {"num_images": 2},
+    "components": {"components": [2]}, "edit": {"strengths": (1,)}, "generate": {"num_images": 2, "seed": 1},
+    "path": {"num_images": 2}, "reconstruct": {"mode": "x_T", "limit": 1}, "variations": {"noise_seed": 1},
 }  # fmt: skip
 
 
@@ -23,15 +22,15 @@ OTHER = {
 def commands(labelled, latent_bundle):
     ids = pd.read_csv(labelled.cohort)["id"].tolist()
     inputs = labelled.bundle, labelled.cohort
-    axes = {"num_components": 2, "strengths": (0, 2), "num_noises": 1}
+    axes = {"components": [1, 2], "strengths": (0, 2), "num_noises": 1}
+    of_case = partial(decode, labelled.bundle, cohort=labelled.cohort, case=ids[0])
     return {
-        "combine": partial(combine, *inputs, case=ids[0], noise_seed=1),
+        "components": partial(decode, labelled.bundle, show="components", embeddings=labelled.embeddings, **axes),
         "edit": partial(edit, *inputs, direction=labelled.direction, strengths=(-2, 2), cases=ids[:1]),
         "generate": partial(generate, latent_bundle, num_images=3, image_format="nii.gz"),
-        "interpolate": partial(interpolate, *inputs, start=ids[0], end=ids[1], num_images=3),
+        "path": partial(of_case, show="path", blend=ids[1], num_images=3),
         "reconstruct": partial(reconstruct, *inputs, mode="both", limit=2),
-        "traverse": partial(traverse, labelled.bundle, labelled.embeddings, **axes),
-        "vary": partial(vary, *inputs, case=ids[0], num_images=3),
+        "variations": partial(of_case, show="variations", num_images=3),
     }
 
 

@@ -12,7 +12,7 @@ from dicom_files import AXIAL, make_plane, positions
 from PIL import Image
 from tiny_bundles import rewrite
 
-from monai_diffae import embed, generate, interpolate, reconstruct, traverse, vary
+from monai_diffae import decode, generate, reconstruct
 from monai_diffae.data.scans import read_scan
 
 GRID = np.diag([14.0, 14.0, 14.0, 1.0])
@@ -21,14 +21,12 @@ CPU = {"device": "cpu", "steps": 2}
 
 @pytest.fixture(scope="module")
 def heads(tiny_bundle_3d, tmp_path_factory):
-    """The tiny cohort, embedded."""
+    """The tiny cohort."""
     root = tmp_path_factory.mktemp("heads")
     table = pd.read_csv(tiny_bundle_3d.cohort)
     table["image"] = [str(tiny_bundle_3d.cohort.parent / image) for image in table["image"]]
     table.to_csv(root / "cohort.csv", index=False)
-    embeddings = embed(tiny_bundle_3d.directory, root / "cohort.csv", root / "embedded", device="cpu").path
-    bundle, cohort = tiny_bundle_3d.directory, root / "cohort.csv"
-    return SimpleNamespace(bundle=bundle, cohort=cohort, embeddings=embeddings, table=table)
+    return SimpleNamespace(bundle=tiny_bundle_3d.directory, cohort=root / "cohort.csv", table=table)
 
 
 def same_space(made, source):
@@ -56,17 +54,13 @@ def test_reconstruct_gives_scans_back_in_their_own_space_and_refuses_a_2d_image(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vary", "traverse", "interpolate", "generate"])
+@pytest.mark.parametrize("name", ["variations", "generate"])
 def test_images_of_no_scan_are_in_the_models_grid(name, heads, with_latent, tmp_path):
-    a, b = (str(case) for case in heads.table["id"][:2])
-    inputs, axis = (heads.bundle, heads.cohort), {"num_components": 1, "strengths": [0, 1], "num_noises": 1}
-    made = {
-        "vary": lambda: vary(*inputs, tmp_path / "o", case=a, num_images=2, **CPU),
-        "traverse": lambda: traverse(heads.bundle, heads.embeddings, tmp_path / "o", **axis, **CPU),
-        "interpolate": lambda: interpolate(*inputs, tmp_path / "o", start=a, end=b, num_images=2, **CPU),
-        "generate": lambda: generate(with_latent(heads.bundle), tmp_path / "o", num_images=2, **CPU),
-    }
-    folder = made[name]().folder
+    if name == "generate":
+        folder = generate(with_latent(heads.bundle), tmp_path / "o", num_images=2, **CPU).folder
+    else:
+        of_case = {"cohort": heads.cohort, "case": str(heads.table["id"][0])}
+        folder = decode(heads.bundle, tmp_path / "o", show=name, num_images=2, **of_case, **CPU).folder
     files = sorted((folder / "images").glob("*.nii.gz"))
     assert len(files) == 2
     for file in [*files, *folder.glob("std.nii.gz")]:
