@@ -164,8 +164,8 @@ def test_a_solver_is_a_function_and_a_name():
 
 
 def test_a_command_is_a_file_and_a_line():
-    assert files_with(r"\"vary\"|\bvary\b:|synthesis\.vary\b|import vary\b") == {
-        "apps/commands.py", "apps/synthesis/vary.py"
+    assert files_with(r"\"verify\"|training\.verify\b|import verify\b|def verify\b") == {
+        "apps/commands.py", "apps/training/verify.py"
     }  # fmt: skip
 
 

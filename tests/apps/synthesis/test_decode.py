@@ -61,7 +61,7 @@ def test_a_path_goes_from_the_reconstruction_of_one_case_to_that_of_the_other(of
 def test_a_move_along_a_direction_is_an_edit(of_case, labelled, ids, tmp_path):
     edit(
         labelled.bundle, labelled.cohort, tmp_path / "edited", direction=labelled.direction, strengths=[1.5],
-        cases=ids[:1], batch_size=1, **CPU,
+        cases=ids[:1], **CPU,
     )  # fmt: skip
     edited = images(tmp_path / "edited")[f"{ids[0]}_+1.50"]
     moved = images(of_case(tmp_path / "moved", moves={str(labelled.direction): 1.5}, detail="own"))[ids[0]]
