@@ -153,7 +153,7 @@ def decode(
         bundle: Folder of a trained bundle.
         out: Folder for the results.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan that has the case.
-        case: Id of the case; ``components`` start at the mean z_sem by default.
+        case: Id of the case. Without one, ``components`` start at the mean z_sem.
         show: One ``image``, a ``path``, ``variations`` or ``components``.
         embeddings: Table of embeddings, written by ``embed`` with this bundle, whose training cases have the principal
             components; required if these are used.
@@ -172,7 +172,7 @@ def decode(
         raise ConfigError("case: give the case together with the cohort that has it; only components can do without")
     if show == "path" and codes.blend is None:
         raise ConfigError("blend: is required to show a path; give the case at its end")
-    grid = _grid(show if case else f"{show} without a case", codes, series)
+    grid = _grid(f"{show} without a case" if case is None else show, codes, series)
     trained = sessions.open_bundle(bundle, decoding=decoding, run=run)
     combinations = [each for group in grid.values() for each in group]
     axes = Axes.read({name for each in combinations for name in each.moves}, embeddings, trained)
