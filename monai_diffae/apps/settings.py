@@ -213,7 +213,7 @@ class Writing(Figures):
 @Parameter(name="*", group=Group("Run", sort_key=5))
 @dataclass(frozen=True)
 class UnbatchedRun:
-    """How a command runs that decodes images one by one, so that they do not depend on each other to the bit."""
+    """How a command runs whose images depend on no batch size, to the bit."""
 
     device: str | None = None
     """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""

@@ -12,11 +12,21 @@ from annotated_types import Ge, Le, MinLen
 from cyclopts import Group, Parameter
 
 from monai_diffae import bundle as bundles
-from monai_diffae import latents, pictures, transforms
+from monai_diffae import inferers, latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Choice, Decoding, Numbers, Reading, Run, Seed, pairs
+from monai_diffae.apps.settings import (
+    NONE_GIVEN,
+    Choice,
+    Columns,
+    Decoding,
+    Numbers,
+    Reading,
+    Seed,
+    UnbatchedRun,
+    pairs,
+)
 from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
@@ -133,8 +143,8 @@ def decode(
     codes: Combination = Combination(),
     series: Series = Series(),
     decoding: Decoding = Decoding(),
-    reading: Reading = Reading(),
-    run: Run = Run(),
+    columns: Columns = NONE_GIVEN,
+    run: UnbatchedRun = UnbatchedRun(),
 ) -> Result:
     """Decode images from the codes of a case: moved, blended with another case, or with another x_T.
 
@@ -157,6 +167,7 @@ def decode(
         show: One ``image``, a ``path``, ``variations`` or ``components``.
         embeddings: Table of embeddings, written by ``embed`` with this bundle, whose training cases have the principal
             components; required if these are used.
+        columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
 
     Returns:
         The folder; for ``variations``, ``mean_std``: their standard deviation, averaged over the image, in the model's
@@ -173,14 +184,16 @@ def decode(
     if show == "path" and codes.blend is None:
         raise ConfigError("blend: is required to show a path; give the case at its end")
     grid = _grid(f"{show} without a case" if case is None else show, codes, series)
-    trained = sessions.open_bundle(bundle, decoding=decoding, run=run)
+    trained = sessions.open_bundle(bundle, decoding=decoding, run=run.batched)
     combinations = [each for group in grid.values() for each in group]
     axes = Axes.read({name for each in combinations for name in each.moves}, embeddings, trained)
-    session = None if cohort is None else sessions.Session.of(trained, cohort, reading=reading, run=run)
+    session = (
+        None if cohort is None else sessions.Session.of(trained, cohort, reading=Reading(columns), run=run.batched)
+    )
     names = [name for name in (case, codes.blend, codes.noise_of) if name is not None]
     cases = [] if session is None else [session.choose(Choice(cases=(name,)))[0] for name in names]
     made_from = {
-        **(sessions.made_from_bundle(trained, run) if session is None else session.made_from(cases)),
+        **(sessions.made_from_bundle(trained, run.batched) if session is None else session.made_from(cases)),
         "codes": json_digest([names, *map(vars, combinations)]),
         "directions": [file_checksum(name) for name in sorted(axes.directions)],
         "embeddings": embeddings and file_checksum(embeddings),
@@ -192,7 +205,8 @@ def decode(
         opened = {} if session is None else dict(zip(names, map(trained.open, cases), strict=True))
         pairs = [each.codes(case, opened, axes, trained) for each in combinations]
         z_sem, x_T = map(torch.cat, zip(*pairs, strict=True))
-        batch_size = 1 if show == "variations" else run.batch_size  # a variation depends on no other, to the bit
+        # a variation depends on no other, to the bit
+        batch_size = 1 if show == "variations" else inferers.images_at_once(trained.image_shape[1:])
         decoded = sessions.decode_in_batches(trained, z_sem, x_T, batch_size).unflatten(0, (len(grid), -1)).mean(dim=1)
         remove_images(images)
         if show == "image":
