@@ -165,14 +165,14 @@ def test_the_scan_itself_is_scored_and_a_marker_pasted(run, users, labelled, mar
 def test_a_control_measures_how_far_an_image_is_on_the_way_to_the_marker(labelled):
     trained, marker = load_bundle(labelled.bundle, "cpu"), np.zeros((1, 4, 4), np.float32)
     marker[:, :2, :2] = 1
-    native = NativeSpace(trained.preprocessing, {"image": pd.read_csv(labelled.cohort)["image"][0], "id": "a"})
+    opened = trained.open(pd.read_csv(labelled.cohort)["image"][0])
     model = UsersModel("a", lambda image: image.mean(dim=(1, 2, 3)), ModelInterface("sigmoid"), (-1.0, 1.0))
-    direction, scan = Direction.from_json(json.loads(labelled.direction.read_text())), native.scan.array
+    direction, scan = Direction.from_json(json.loads(labelled.direction.read_text())), opened.scan.array
     target = pasted(scan, marker)
     assert (target[:, :8, :8] == scan.max()).all()
     assert np.array_equal(target[:, 8:], scan[:, 8:])
     test = DirectTest([direction], np.zeros((1, 8)), {"wide": marker})
-    (row,) = test.rows(ScoredCase("a", native, model), [target, (scan + target) / 2])
+    (row,) = test.rows(ScoredCase(opened, model), [target, (scan + target) / 2])
     assert row["control"] == pytest.approx([1.0, 0.5], abs=0.05)  # the model's range clips
     assert pasted(target, marker) is None
     with pytest.raises(ConfigError, match="nothing is left of the marker"):
@@ -236,11 +236,11 @@ def test_other_formats_and_a_killed_run_give_the_same(run, users, table, tmp_pat
     assert pd.read_csv(run(users("logit", ".pt2")).folder / "counterfactuals.csv").equals(table)
     find, calls = finder.Finder.find, []
 
-    def killed(self, coded, case):
-        calls.append(coded.case.id)
+    def killed(self, case):
+        calls.append(case.opened.id)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return find(self, coded, case)
+        return find(self, case)
 
     monkeypatch.setattr(finder.Finder, "find", killed)
     with pytest.raises(KeyboardInterrupt):
