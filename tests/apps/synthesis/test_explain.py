@@ -167,7 +167,7 @@ def test_a_control_measures_how_far_an_image_is_on_the_way_to_the_marker(labelle
     marker[:, :2, :2] = 1
     opened = trained.open(pd.read_csv(labelled.cohort)["image"][0])
     model = UsersModel("a", lambda image: image.mean(dim=(1, 2, 3)), ModelInterface("sigmoid"), (-1.0, 1.0))
-    direction, scan = Direction.from_json(json.loads(labelled.direction.read_text())), opened.scan.array
+    direction, scan = Direction.from_json(json.loads(labelled.direction.read_text())), opened.native.scan.array
     target = pasted(scan, marker)
     assert (target[:, :8, :8] == scan.max()).all()
     assert np.array_equal(target[:, 8:], scan[:, 8:])
