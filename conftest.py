@@ -1,6 +1,7 @@
 """The plugins of the tests, and which modules of the package pytest imports to run their examples."""
 
 import gc
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,6 +9,8 @@ pytest_plugins = ["goal_table", "no_network", "suite_limits"]  # in tests/robust
 
 LABEL = Path(__file__).parent / "monai_diffae" / "label"
 WITHOUT_MONAI_LABEL = {"__init__.py", "label_app.py", "label_server.py"}
+
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # its storage is not part of the stub of the hub
 
 collect_ignore_glob = ["tests/zoo/unit_tests/*"]  # templates
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import shutil
 import sys
 import threading
@@ -16,6 +18,8 @@ from typing import Any
 import pytest
 from tiny_bundles import TINY, copy_tiny, rewrite, shake, tiny_cohort
 
+RANDOM = "MONAI_DIFFAE_TESTS_RANDOM_KEYS"
+
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -23,8 +27,11 @@ def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     A few light files do not wait for the import of MONAI.
     """
+    from monai_diffae.data import cases
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("monai_diffae.data.cases._new_secret", lambda: "0123456789abcdef" * 2)
+        secret = cases._new_secret
+        patch.setattr(cases, "_new_secret", lambda: secret() if RANDOM in os.environ else "0123456789abcdef" * 2)
         if "monai.bundle" in sys.modules:
             _search_for_components_once(patch)
             _draw_curves_once(patch, tmp_path_factory.mktemp("curves"))
@@ -32,6 +39,12 @@ def shared_work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             # probes with few labels are the means of 3 draws of patients, not of 20: each fits dozens of models
             patch.setattr("monai_diffae.latents.probing.nested._DRAWS", 3)
         yield
+
+
+@pytest.fixture
+def random_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each folder has a random key for the hashes of patients, as outside the tests."""
+    monkeypatch.setenv(RANDOM, "1")
 
 
 @pytest.fixture(autouse=True)
@@ -246,9 +259,7 @@ def make_workflow(make_workflow_anywhere: Callable[..., Any], tmp_path: Path) ->
 
 
 @pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> Callable[..., tuple[Any, str, str]]:
+def run(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> Callable[..., tuple[Any, str, str]]:
     """Runs the program in this process: (exit code, standard output, standard error).
 
     The report of a test that fails shows what was printed.
@@ -256,9 +267,8 @@ def run(
     from monai_diffae import cli
 
     def call(*arguments: object) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["monai-diffae", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            cli.main([*map(str, arguments)])
         captured = capsys.readouterr()
         request.node.add_report_section(
             "call", " ".join(["monai-diffae", *map(str, arguments[:1])]), captured.out + captured.err
@@ -266,6 +276,73 @@ def run(
         return ended.value.code or 0, captured.out, captured.err
 
     return call
+
+
+class Terminal(io.StringIO):
+    """What a user types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """Sets what the user answers on a terminal; None: there is no terminal."""
+    return lambda text: monkeypatch.setattr(sys, "stdin", io.StringIO() if text is None else Terminal(text))
+
+
+@pytest.fixture(scope="session")
+def measured_by() -> Callable[..., None]:
+    """Replaces the measurements of memory and speed, which take seconds."""
+
+    def replace(patch: pytest.MonkeyPatch, run_memory: Callable[..., Any], measure_speed: Callable[..., Any]) -> None:
+        for place in ("engines.memory.run_memory", "apps.training.speed.run_memory"):
+            patch.setattr(f"monai_diffae.{place}", run_memory)
+        patch.setattr("monai_diffae.apps.training.speed.measure_speed", measure_speed)
+
+    return replace
+
+
+@pytest.fixture(scope="module")
+def slow_machine(measured_by: Callable[..., None]) -> Iterator[None]:
+    """A machine on which one minute suffices for a few steps only, and whose memory suffices for everything."""
+    from monai_diffae.apps.training.speed import Speed
+    from monai_diffae.engines.memory import Memory
+
+    with pytest.MonkeyPatch.context() as patch:
+        measured_by(patch, lambda *_: Memory(0, 0, 0, 0), lambda config, device, items, size: Speed(8.0, size))
+        patch.setattr("monai_diffae.apps.training.train._LEAST_USED", 0)  # else, it would train for a minute
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_pages() -> Iterator[None]:
+    """Pages with few pictures, and an evaluation of a second or two."""
+    from monai_diffae.apps.pages.data import PageSize
+
+    few = PageSize((2, 3), 2, 0, num_codes=10, num_reconstructed=(2, 1), num_edited=2, num_samples=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monai_diffae.apps.pages.data.SIZE", few)
+        yield
+
+
+@pytest.fixture
+def fail_to_save(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Sets what happens when a file is saved, such as the error of a full disk."""
+
+    def fail(error: BaseException) -> None:
+        def fsync(_: int) -> None:
+            raise error
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return fail
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training or publication does not wait 10 s for another one to end."""
+    monkeypatch.setattr("monai_diffae.bundle.folders._PATIENCE_S", 0.1)
 
 
 @pytest.fixture
@@ -398,7 +475,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     template = "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its storage is not part of the stub
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield server
     server.shutdown()

@@ -141,7 +141,6 @@ def test_a_block_of_imports_inside_another_one_ends_with_pythons_own_import():
     assert np.ones(1)
 
 
-def test_debug_shows_the_traceback(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["monai-diffae", "--debug", "info", str(tmp_path)])
+def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises(ValueError, match=r"no models/model\.safetensors"):
-        cli.main()
+        cli.main(["--debug", "info", str(tmp_path)])

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).with_name("templates")
 # The style sheet and the map of cases, which the page of ``explore`` uses, too
 SHARED = ("style.css", "case_colours.js", "case_map.js")
-MOST_BYTES = 15_000_000  # the size of a page that can be sent by mail
 
 _SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)
 
@@ -87,15 +86,15 @@ def render(template: str, **values: Any) -> str:
     return _environment().get_template(template).render(values)
 
 
-def write_page(file: Path, template: str, *, embed: bool = False, **values: Any) -> Path:
-    """Write a page; embedded pictures are scaled down, with a warning, until it is small enough to be sent."""
+def write_page(file: Path, template: str, *, embed: bool = False, most_bytes: int = 15_000_000, **values: Any) -> Path:
+    """Write a page; embedded pictures are scaled down, with a warning, until it can be sent by mail."""
     for scale in _SCALES if embed else (1.0,):
         html = render(template, **values, address=Pictures(file.parent, embed, scale).address)
         size = len(html.encode())
-        if size < MOST_BYTES:
+        if size < most_bytes:
             break
     if scale < 1:
-        advice = "; to send it, omit embed and send the folder, or use a smaller cohort" if size >= MOST_BYTES else ""
+        advice = "; to send it, omit embed and send the folder, or use a smaller cohort" if size >= most_bytes else ""
         text = "%s: has %.1f MB (at most %.0f can be sent), with its pictures scaled to %.0f %% of their size%s"
-        logger.warning(text, file.name, size / 1e6, MOST_BYTES / 1e6, 100 * scale, advice)
+        logger.warning(text, file.name, size / 1e6, most_bytes / 1e6, 100 * scale, advice)
     return write_atomic(file, lambda temporary: temporary.write_text(html, encoding="utf-8"))

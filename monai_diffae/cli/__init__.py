@@ -214,11 +214,12 @@ def _with_dashes(message: str, names: Collection[str]) -> str:
     return re.sub(advice, lambda match: f"{match[1]} --{options[match[2]].replace('_', '-')}", message)
 
 
-def main() -> NoReturn:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The program: an error of ours becomes one line and an exit code; ``--debug`` shows tracebacks."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it is None if it was closed
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    code = _run()
+    code = _run(arguments)
     try:
         sys.stdout.flush()
     except OSError:  # else Python reports it once more at the end
@@ -226,9 +227,9 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _run() -> int:
+def _run(arguments: Sequence[str]) -> int:
     try:
-        code: int = build_app().meta() or 0
+        code: int = build_app().meta(arguments) or 0
         sys.stdout.flush()
         return code
     except CycloptsError as error:
@@ -240,7 +241,7 @@ def _run() -> int:
         if find_error(error, KeyboardInterrupt):  # also if cleaning up failed because of it
             print("interrupted; what is complete is kept: run the same command again", file=sys.stderr)
             return 130
-        if "--debug" in sys.argv:
+        if "--debug" in arguments:
             raise
         known = find_diffae_error(error)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -158,13 +158,14 @@ def run_memory(network: nn.Module, workload: Workload) -> Memory:
     return replace(fullest, states=states, transient=fullest.transient + image_bytes)
 
 
-def check_memory(network: nn.Module, workload: Workload) -> None:
+def check_memory(network: nn.Module, workload: Workload, free: int | None = None) -> None:
     """Refuse a training that cannot fit before its first step.
 
-    A warning is logged if training would take more than 80 % of what is free. Nothing is checked on a device whose
-    free memory is unknown, or for a network that cannot run on tensors without data.
+    A warning is logged if training would take more than 80 % of what is free, in bytes; by default what the device
+    says. Nothing is checked on a device whose free memory is unknown, or for a network that cannot run on tensors
+    without data.
     """
-    free = free_memory(workload.device)
+    free = free or free_memory(workload.device)
     if free is None:
         return
     try:

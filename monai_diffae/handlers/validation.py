@@ -26,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 MOST_CASES = 1000  # of the training, and as many held-out ones
 MOST_TARGETS = 8
-_MOST_TIME = 0.05  # of the time since the first validation
 _PROBE_METRICS = ("probe_", "low_of_probe_", "high_of_probe_", "neighbors_")  # beginnings of their names
 
 
@@ -168,7 +167,7 @@ class ZSemProbes:
     A linear model learns each label from the z_sem of training cases and predicts it for the validation cases. Its
     scores (:class:`~monai_diffae.latents.probing.QuickScores`) become metrics of the validation: ``probe_<label>``,
     ``low_of_probe_<label>``, ``high_of_probe_<label>`` and ``neighbors_<label>``. Probes draw no random numbers from
-    the training. If they take more than 5 % of the time, some are left out, but never the one after the last step.
+    the training. Some are left out if they take too much time, but never the one after the last step.
     """
 
     cases: Sequence[Case]  #: the cohort, with patients and labels
@@ -181,6 +180,7 @@ class ZSemProbes:
     targets: Sequence[str] = ()  #: the labels; empty: the first 8 that can be probed
     batch_size: int = 64  #: images that are encoded at once
     encoder_key: str = "image"  #: the image that the encoder sees
+    most_time: float = 0.05  #: the largest share of the time since the first validation
     _probes: list[QuickProbe] | None = None
     _items: list[tuple[CachedCases, int]] = field(default_factory=list)
     _started_at: float = math.nan
@@ -207,7 +207,7 @@ class ZSemProbes:
         epoch, is_last = engine.state.epoch, getattr(engine.state, "is_last", False)
         is_due = epoch // self.interval > (epoch - self.val_interval) // self.interval
         start = time.monotonic()
-        if not is_last and (not is_due or self._seconds > _MOST_TIME * (start - self._started_at)):
+        if not is_last and (not is_due or self._seconds > self.most_time * (start - self._started_at)):
             return
         probes = self._prepared()
         if not probes:

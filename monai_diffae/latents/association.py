@@ -23,7 +23,7 @@ _ALONE = 1e-6  # share of a group's outcome that its own coefficient leaves
 _SEPARATED = 15.0  # log odds per standard deviation; no association of a scan with a class is that strong
 _CONSTANT = 1e-20  # variance of a component that never varies
 _MEDIAN_CHI2 = 0.4549364  # of one degree of freedom
-_PERMUTATIONS, _LEAST_PER_PAIR = 10_000, 10  # patients per pair of classes, for the F test
+_LEAST_PER_PAIR = 10  # patients per pair of classes, for the F test
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +38,15 @@ class Associations:
 
 
 def linear_associations(
-    components: ArrayLike, variable: ArrayLike, covariates: Mapping[str, ArrayLike], groups: ArrayLike
+    components: ArrayLike,
+    variable: ArrayLike,
+    covariates: Mapping[str, ArrayLike],
+    groups: ArrayLike,
+    num_permutations: int = 10_000,
 ) -> Associations:
     """Regress components ``[N, K]`` on a variable ``[N]`` or ``[N, Q]`` and covariates, clustered by groups ``[N]``.
 
-    With several columns and fewer than 10 groups per pair of classes, p is from 10,000 permutations of the variable
+    With several columns and fewer than 10 groups per pair of classes, p is from permutations of the variable
     among the groups. This is exact without covariates, if the variable is the same for all cases of a group.
     """
     design = _Design.of(variable, covariates, groups)
@@ -62,17 +66,17 @@ def linear_associations(
     solved = np.linalg.solve(covariance[known], slopes.T[known][:, :, None])[:, :, 0]
     p[known] = stats.f.sf((slopes.T[known] * solved).sum(axis=1) / num_columns * (rest / df), num_columns, rest)
     if len(design.sizes) < _LEAST_PER_PAIR * num_columns * (num_columns + 1) / 2:
-        permuted = _permuted_p(design, np.asarray(variable, np.float64)[design.order], y)
+        permuted = _permuted_p(design, np.asarray(variable, np.float64)[design.order], y, num_permutations)
         p = np.where(np.isnan(share), np.nan, permuted)
     return Associations(nothing, nothing, nothing, p, share)
 
 
-def _permuted_p(design: "_Design", columns: Floats, y: Floats) -> Floats:
+def _permuted_p(design: "_Design", columns: Floats, y: Floats, num: int) -> Floats:
     starts, generator = np.cumsum(design.sizes) - design.sizes, np.random.default_rng(0)
     member, explained = np.repeat(np.arange(len(starts)), design.sizes), []
     other, place = member, np.arange(len(y)) - starts[member]
     classes = sparse.csr_array(columns)
-    for _ in range(_PERMUTATIONS):
+    for _ in range(num):
         x = classes[starts[other] + place % design.sizes[other]]
         shared, known = x.T @ y, x.T @ design.basis  # y has nothing of the basis
         inverse = np.linalg.pinv((x.T @ x).toarray() - known @ known.T, hermitian=True)  # they may follow from it

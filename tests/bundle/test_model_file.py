@@ -4,7 +4,8 @@ import contextlib
 import json
 import os
 from copy import deepcopy
-from pathlib import Path
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,15 +55,14 @@ def test_what_is_written_is_read_again_and_the_same_model_gives_the_same_bytes(f
 
 
 @pytest.mark.goal(id="R5")
-def test_every_cut_and_every_flipped_bit_is_refused_or_changes_nothing(file, monkeypatch):
+def test_every_cut_and_every_flipped_bit_is_refused_or_changes_nothing(file):
     content, before = file.read_bytes(), read_model(file)
     damaged = [*(content[:length] for length in range(len(content))), content + b"0"]
     for byte in range(len(content)):
         damaged += [content[:byte] + bytes([content[byte] ^ 1 << bit]) + content[byte + 1 :] for bit in range(8)]
     for data in damaged:
-        monkeypatch.setattr(Path, "read_bytes", lambda _, data=data: data)
         with contextlib.suppress(DiffAEError):
-            model = read_model(file)
+            model = read_model(SimpleNamespace(name=file.name, read_bytes=partial(bytes, data)))
             assert (model.kind, model.description, len(data)) == (before.kind, before.description, len(content))
             assert all(torch.equal(model.tensors[name], value) for name, value in before.tensors.items())
 

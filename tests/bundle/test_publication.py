@@ -13,7 +13,7 @@ from filelock import FileLock
 from forked_program import die_at_call
 from tiny_bundles import contents, copy_tiny, rewrite
 
-from monai_diffae.bundle import AnomalyDetector, checksum, folders, load_bundle, load_latent, publish
+from monai_diffae.bundle import AnomalyDetector, checksum, load_bundle, load_latent, publish
 
 
 @pytest.fixture
@@ -41,16 +41,14 @@ def test_the_model_is_replaced_with_its_values_and_what_belongs_to_the_old_one_i
     assert (target / "models" / "model.pt").read_bytes() == (first / "models" / "model.pt").read_bytes()
 
 
-def test_what_cannot_be_published_changes_nothing(bundle, second, monkeypatch):
+def test_what_cannot_be_published_changes_nothing(bundle, second, impatient, fail_to_save):
     before, model = contents(bundle), second / "models" / "model.safetensors"
-    monkeypatch.setattr(folders, "_PATIENCE_S", 0.1)
     with FileLock(bundle / "models" / ".lock"):
         assert complaint(publish, second, bundle).startswith("bundle: another process trains or publishes this bundle;")
     assert complaint(publish, bundle, bundle).startswith("bundle: cannot be published to itself")
     assert complaint(publish, bundle, second / "models").startswith("models: is not a bundle (no configs/train.json)")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: os.stat("/dev/full/a"))  # an OSError
-        assert "cannot be written" in complaint(publish, second, bundle)
+    fail_to_save(OSError(5, "Input/output error"))
+    assert "cannot be written" in complaint(publish, second, bundle)
     model.write_bytes(model.read_bytes()[:-1])
     assert complaint(publish, second, bundle).startswith("model.safetensors: is damaged")
     assert contents(bundle) == before

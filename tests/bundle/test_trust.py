@@ -196,7 +196,7 @@ def test_overrides_are_not_a_way_around_the_check(tiny_bundle):
 
 def test_a_module_in_a_bundle_is_not_imported_by_its_training(bundle, tmp_path, monkeypatch):
     """MONAI's own run puts the bundle's folder before the standard library."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.syspath_prepend(tmp_path)  # undone after the test
     (bundle / "wave.py").write_text("raise SystemExit")
     (tmp_path / "scans.csv").write_text("image\nscan.png\n")
     with pytest.raises(CohortError):

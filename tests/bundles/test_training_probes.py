@@ -9,21 +9,13 @@ from tiny_bundles import weights
 
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.handlers import validation
 from monai_diffae.latents.probing.nested import QuickProbe
 
 NAME = "Mustermann"
 EPOCHS = {
     "max_epochs": 3, "val_interval": 1, "probe_interval": 2, "report_every": 1, "batch_size": 12, "val_batch_size": 12,
+    "validate#handlers#1#most_time": 1e9,  # tiny trainings take as long as their probes
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _always_in_time():
-    """Tiny trainings take as long as their probes, which would be left out."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validation, "_MOST_TIME", 1e9)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@
 """
 
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -105,38 +106,32 @@ def test_5_unsafe_input(run, embed, tmp_path, monkeypatch):
 
 
 @pytest.mark.goal(id="R17")
-def test_6_the_machine(embed, monkeypatch):
+def test_6_the_machine(embed, fail_to_save):
     code, (line,) = embed("cuda:99")
     assert (code, "is not usable on this machine" in line) == (6, True)
 
-    def full_disk(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full_disk)
+    fail_to_save(OSError(28, "No space left on device"))
     assert embed()[0] == 6
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a file of Linux")
-def test_a_full_or_closed_standard_output_is_no_bug(run, monkeypatch):
-    with monkeypatch.context() as patch, open("/dev/full", "w") as full:
-        patch.setattr("sys.stdout", full)
+def test_a_full_or_closed_standard_output_is_no_bug(run):
+    with open("/dev/full", "w") as full, redirect_stdout(full):
         code, _, errors = run("--version")
     assert (code, len(errors.splitlines())) == (6, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr("sys.stdout", None)
+    with redirect_stdout(None):
         assert run("--version")[0] == 0
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError("a worker has exited, too")])
-def test_130_ctrl_c(embed, monkeypatch, error):
-    def interrupted(*_):
-        try:
-            raise KeyboardInterrupt
-        finally:
-            if error is not None:
-                raise error
+def worker_error():
+    error = RuntimeError("a worker has exited, too")
+    error.__context__ = KeyboardInterrupt()
+    return error
 
-    monkeypatch.setattr("os.fsync", interrupted)
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), worker_error()])
+def test_130_ctrl_c(embed, fail_to_save, error):
+    fail_to_save(error)
     code, lines = embed()
     assert (code, lines[-1]) == (130, "interrupted; what is complete is kept: run the same command again")
 

@@ -1,14 +1,12 @@
 """Goal R21: hashes of patients cannot be tried out without the key, which stays in the output folder."""
 
 import hashlib
-import os
 import stat
 from dataclasses import replace
 
 import pytest
 from dicom_files import save_series
 
-from monai_diffae.data import cases as patient_keys
 from monai_diffae.data.cases import KEY_FILE, PatientKey, folder_key, key_beside, share_known, with_hashes
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.dicom import hash_patient
@@ -16,12 +14,6 @@ from monai_diffae.data.inspection.listing import list_cases, write_listing
 from monai_diffae.errors import ConfigError, MachineError
 
 pytestmark = pytest.mark.goal(id="R21")
-
-
-@pytest.fixture
-def random_keys(monkeypatch):
-    """Random keys, as outside the tests, where all folders have the same."""
-    monkeypatch.setattr(patient_keys, "_new_secret", lambda: os.urandom(16).hex())
 
 
 def test_a_folder_keeps_its_key_another_has_another_and_only_the_user_can_read_it(tmp_path, random_keys):

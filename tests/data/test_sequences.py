@@ -1,7 +1,6 @@
 """Sequences and masks of real patients, kept in the layouts of hospitals and challenges, are the same cases."""
 
 import json
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,6 @@ from monai_diffae.bundle.loading import load_untrained
 from monai_diffae.data.cases import Case, assign_splits
 from monai_diffae.data.cohort_split import ModelImages, split_cohort
 from monai_diffae.data.cohorts import read_cohort
-from monai_diffae.data.formats import nifti
 from monai_diffae.data.inspection.listing import list_cases, write_listing
 from monai_diffae.data.scans import on_grid, read_scan
 from monai_diffae.data.sequences import choose_sequences
@@ -180,17 +178,6 @@ def test_z_sem_is_the_same_to_the_bit(layouts):
         cases, _ = choose_sequences(read_cohort(layouts[layout]), LAYOUTS[layout][1])
         codes.append([model.open(list(map(str, case.images["image"])), slice=4).z_sem for case in cases])
     assert all(torch.equal(torch.cat(code), torch.cat(codes[0])) for code in codes)
-
-
-def test_a_4d_file_is_read_once(layouts, monkeypatch):
-    read = Counter()
-    monkeypatch.setattr(nifti, "read", lambda path, *a, real=nifti.read: read.update([path.name]) or real(path, *a))
-    cases, _ = choose_sequences(read_cohort(layouts["msd"]), ["T1c", "T1", "FLAIR"])
-    reader = ReadScand("image", spatial_dims=2, channels=3)
-    for case in cases:
-        for k in range(3):
-            reader(case.item() | {"slice": k})
-    assert set(read.values()) == {1}
 
 
 PATIENTS = ("11", "12", "13")

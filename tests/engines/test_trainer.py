@@ -1,6 +1,7 @@
 """Steps of a trainer: gradients, precisions, losses that are not finite, and what the device never waits for."""
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from ignite.engine import Events
 
 from monai_diffae.diffusion import DiffusionSchedule
 from monai_diffae.engines import AutoencoderPrepareBatch, TrainingEvents
-from monai_diffae.engines.trainer import AsyncScalar
 from monai_diffae.errors import ConfigError, DivergenceError
 from monai_diffae.handlers import EMA
 
@@ -146,8 +146,8 @@ def test_no_step_waits_for_the_device(make_trainer, make_network, monkeypatch):
     Only AsyncScalar reads numbers, those of an earlier step.
     """
     reads, steps = [], []
-    monkeypatch.setattr(AsyncScalar, "__init__", lambda *_: None)
-    monkeypatch.setattr(AsyncScalar, "read", lambda _: reads.append(0.0) or 0.0)
+    scalar = SimpleNamespace(read=lambda: reads.append(0.0) or 0.0)
+    monkeypatch.setattr("monai_diffae.engines.trainer.AsyncScalar", lambda _: scalar)
     monkeypatch.setattr("monai_diffae.engines.trainer.autocast", lambda *_: contextlib.nullcontext())  # none for meta
     network = make_network().to("meta")
     ema = EMA(network)

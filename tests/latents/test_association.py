@@ -5,7 +5,6 @@ import pytest
 from scipy import stats
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents import association
 from monai_diffae.latents.association import inflation, linear_associations, logistic_associations, q_values
 from monai_diffae.latents.neighbors import numbered_groups
 
@@ -82,17 +81,16 @@ def test_null_variables_of_patients_with_several_scans_are_found_in_five_percent
     assert naive > 0.15
 
 
-def test_p_values_of_many_small_classes_are_from_permutations_of_patients(monkeypatch):
-    monkeypatch.setattr(association, "_PERMUTATIONS", 500)
+def test_p_values_of_many_small_classes_are_from_permutations_of_patients():
     rng, groups, p = np.random.default_rng(0), np.repeat(np.arange(60), 2), []
     for _ in range(8):
         scans = rng.normal(size=(60, 30))[groups] + 0.6 * rng.normal(size=(120, 30))
         classes = np.eye(12)[rng.permutation(60) % 12][groups][:, 1:]
-        p.append(linear_associations(scans, classes, {"age": rng.normal(size=60)[groups]}, groups).p)
+        p.append(linear_associations(scans, classes, {"age": rng.normal(size=60)[groups]}, groups, 500).p)
     assert 0.02 < (np.array(p) < 0.05).mean() < 0.08
     assert (np.array(p) < 0.003).mean() < 0.01
     scans[:, 0] += 3 * classes[:, 0] - 3 * classes[:, 1]
-    assert linear_associations(scans, classes, {}, groups).p[0] == 1 / 500
+    assert linear_associations(scans, classes, {}, groups, 500).p[0] == 1 / 500
 
 
 @pytest.mark.parametrize(("variable", "covariates", "reason"), [

@@ -67,15 +67,13 @@ def test_classes_that_are_too_small_are_omitted():
 
 
 @pytest.mark.slow
-def test_more_labels_give_better_scores(monkeypatch):
-    monkeypatch.setattr(nested, "_DRAWS", 20)
+def test_more_labels_give_better_scores():
     generator = np.random.default_rng(9)
     x, patients = generator.normal(size=(240, 8)), np.arange(240) // 2
     y = x @ generator.normal(size=8) + generator.normal(size=240)
     target, folds = nested.cross_validation_folds(read_target(list(y), "label"), patients)
     arguments = [x] * len(folds), target, patients, folds, ProbeModel("knn")
     scores = [nested.few_label_scores(*arguments, num) for num in (10, 30, 90)]
-    assert [len(each) for each in scores] == [10] * 3
     assert np.median(scores[0]) < np.median(scores[1]) < np.median(scores[2])
     np.testing.assert_array_equal(scores[0], nested.few_label_scores(*arguments, 10))
     assert np.isnan(nested.few_label_scores(*arguments, 97)).all()  # four fifths of 120 patients are 96
@@ -83,7 +81,6 @@ def test_more_labels_give_better_scores(monkeypatch):
     rare = read_target(["rare"] * 8 + ["common"] * 392, "kind")
     target, folds = nested.cross_validation_folds(rare, np.arange(400))
     arguments = [generator.normal(size=(400, 2))] * len(folds), target, np.arange(400), folds, ProbeModel()
-    monkeypatch.setattr(nested, "_DRAWS", 3)
     assert np.isfinite(nested.few_label_scores(*arguments, 10)).all()
     assert np.isnan(nested.few_label_scores(*arguments, 3)).all()
 

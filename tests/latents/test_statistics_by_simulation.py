@@ -17,7 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from monai_diffae import fit_direction, grade, neighbors, probe
 from monai_diffae.apps.evaluation.quality_tables import difference_rows
 from monai_diffae.latents import fit_direction as fit
-from monai_diffae.latents.probing import scores as scores_module
 from monai_diffae.latents.probing.nested import QuickProbe
 from monai_diffae.latents.probing.scores import ClassScores, bootstrapped, difference_interval
 
@@ -78,8 +77,7 @@ def test_labels_of_noise_get_chance_from_probe_fit_direction_and_grade(num, tabl
 
 @pytest.mark.parametrize("num", [20, 60, 200])
 @pytest.mark.parametrize("auroc", [0.7, 0.93, 0.99])
-def test_intervals_of_a_fixed_prediction_hold_its_true_scores(auroc, num, monkeypatch):
-    monkeypatch.setattr(scores_module, "_BOOTSTRAPS", 300)
+def test_intervals_of_a_fixed_prediction_hold_its_true_scores(auroc, num):
     generator = np.random.default_rng(num)
 
     def predicted(ill, separation):
@@ -95,7 +93,7 @@ def test_intervals_of_a_fixed_prediction_hold_its_true_scores(auroc, num, monkey
     holds = []
     for _ in range(80):
         both = [predicted(ill, separation) for separation in separations]
-        draws = [bootstrapped(scores, patients) for scores in both]
+        draws = [bootstrapped(scores, patients, num_draws=300) for scores in both]
         low, high = np.transpose(both[0].intervals(draws[0], patients))
         assert (low < high).all()
         areas = [scores(np.ones(3 * num))[0] for scores in both]

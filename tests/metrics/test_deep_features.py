@@ -81,7 +81,7 @@ def test_volumes_are_the_mean_over_three_planes(weights, reference):
 
 def test_weights_that_are_missing_or_others(tmp_path, monkeypatch):
     pytest.importorskip("lpips")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MachineError, match=f"there is no {ALEXNET}; give the file, or put it where torch looks"):
         metrics.PerceptualDistance()
     with pytest.raises(MachineError, match=f"there is no {INCEPTION} where torch looks for it"):
@@ -117,18 +117,11 @@ def test_radimagenet_is_torchvisions_network_with_other_weights(images, tmp_path
 @pytest.mark.slow
 def test_inception_is_that_of_pytorch_fid(images, tmp_path, monkeypatch):
     inception = pytest.importorskip("pytorch_fid.inception")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.manual_seed(0)
-    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda url, progress: None)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.Module, "load_state_dict", lambda self, state: None)
-        network = inception.fid_inception_v3()
-    (tmp_path / "checkpoints").mkdir()
-    torch.save(network.state_dict(), tmp_path / "checkpoints" / INCEPTION)
-    monkeypatch.setattr(
-        inception, "load_state_dict_from_url",
-        lambda url, progress: torch.load(tmp_path / "checkpoints" / url.rpartition("/")[2], weights_only=True),
-    )  # fmt: skip
+    network = pytest.importorskip("torchvision.models").inception_v3(num_classes=1008, aux_logits=False, weights=None)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(network.state_dict(), tmp_path / "hub" / "checkpoints" / INCEPTION)
     features = metrics.InceptionFeatures()(images, (0.0, 1.0))
     with torch.no_grad():
         expected = inception.InceptionV3().eval()(images.expand(-1, 3, -1, -1))[0].flatten(1)

@@ -45,15 +45,15 @@ def test_gradients_of_3d_convolutions_in_bfloat16(size, kernel_size):
 
 
 @pytest.mark.parametrize(("cells", "size"), [((2, 3), (5, 7)), ((4, 4), (2, 3)), ((2, 2, 1), (5, 2, 3))])
-def test_products_with_matrices_give_what_pooling_to_cells_gives(cells, size, monkeypatch):
+def test_products_with_matrices_give_what_pooling_to_cells_gives(cells, size):
     """They replace PyTorch's adaptive pooling in an export and on a GPU."""
     x, z_sem, means, z_map = torch.randn(2, 3, *size), torch.randn(2, 4), CellMeans(cells), ZMap(3, 4, cells)
     torch.nn.init.normal_(z_map.linear.weight)
     pooled, drawn = means(x), z_map(x, z_map.values(z_sem))
     assert not torch.equal(drawn, x)
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    torch.testing.assert_close(means(x), pooled, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(z_map(x, z_map.values(z_sem)), drawn, rtol=1e-6, atol=1e-6)
+    exported = torch.export.export(means, (x,)), torch.export.export(z_map, (x, z_map.values(z_sem)))
+    torch.testing.assert_close(exported[0].module()(x), pooled, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(exported[1].module()(x, z_map.values(z_sem)), drawn, rtol=1e-6, atol=1e-6)
 
 
 def state():

@@ -41,7 +41,7 @@ def save_lightning_checkpoint(file):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "pytorch_lightning", types.SimpleNamespace())
         for kind, place in places.items():
-            patch.setattr(kind, "__module__", f"pytorch_lightning.{place}")
+            kind.__module__ = f"pytorch_lightning.{place}"
             patch.setitem(sys.modules, kind.__module__, types.SimpleNamespace(**{kind.__name__: kind}))
         torch.save(content, file)
 

@@ -106,10 +106,9 @@ def become_program(arguments, output, fault):
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115 - not pytest's
     if fault:
         fault()
-    sys.argv = ["monai-diffae", *map(str, arguments)]
     weakref.finalize._registry.clear()  # what tests clean up
     try:
-        cli.main()
+        cli.main([*map(str, arguments)])
     finally:
         weakref.finalize._exitfunc()  # a fork ends without it
 

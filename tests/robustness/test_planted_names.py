@@ -121,12 +121,12 @@ def look_around(exploration, file):
 
 
 @pytest.fixture(scope="module")
-def written(cohort, tmp_path_factory):
+def written(cohort, small_pages, measured_by, tmp_path_factory):
     """The folder of what the commands write and log, and of what the page of ``explore`` answers."""
     import monai_diffae as diffae
-    from monai_diffae.apps.pages import data as report_data
     from monai_diffae.apps.settings import Decoding, Reading, Run
-    from monai_diffae.apps.training import speed
+    from monai_diffae.apps.training.speed import Speed
+    from monai_diffae.engines.memory import run_memory
     from monai_diffae.explorer.exploration import Caller, open_exploration
 
     out = tmp_path_factory.mktemp("out")
@@ -143,10 +143,9 @@ def written(cohort, tmp_path_factory):
     diffae.label_app(out / "app", bundle=bundle)
     caller = Caller(bundle, cohort, embedded, Decoding(steps=2), Reading(), Run(device="cpu"))
     look_around(open_exploration(caller, out / "explored", (), 2), out / "answers")
+    diffae.report(bundle, out / "report", cohort=cohort, targets=["size"], embed=True, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_data, "_EVALUATION", {"steps": [2], "limit": 2, "draws": 1, "num_images": 0})
-        diffae.report(bundle, out / "report", cohort=cohort, targets=["size"], embed=True, device="cpu")
-        patch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
+        measured_by(patch, run_memory, lambda config, device, items, size: Speed(8.0, size))
         diffae.start(cohort, out / "started", minutes=0.5, targets=["size"], device="cpu", yes=True)
     logging.getLogger().removeHandler(log)
     logger.setLevel(level)

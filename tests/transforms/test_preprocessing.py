@@ -31,17 +31,16 @@ def test_a_volume_with_its_affine_and_no_path(tmp_path):
     assert b"Doe" not in pickle.dumps(image.meta)
 
 
-def test_slices_read_their_volume_once(tmp_path, monkeypatch):
-    path, calls = volume(tmp_path / "a.nii.gz"), []
+def test_slices_read_their_volume_once(tmp_path):
+    path = volume(tmp_path / "a.nii.gz")
     scan = read_scan(path)
-    monkeypatch.setattr(reading, "read_scan", lambda p, needs: calls.append(p) or read_scan(p, needs))
     reading._read_volume.cache_clear()
     for axis, n in (("axial", 6), ("coronal", 5), ("sagittal", 4)):
         read = ReadScand("image", 2, axis=axis)
         for k in range(n):
             image = read({"image": path, "slice": k})["image"]
             np.testing.assert_array_equal(image.numpy(), slice_volume(scan, axis, k).array)
-    assert len(calls) == 1
+    assert reading._read_volume.cache_info().misses == 1
     np.testing.assert_allclose(np.diag(image.affine), [2, 1, 1, 1])  # sagittal: rows 2 mm, columns 1 mm
     with pytest.raises(ScanError, match="slice 9"):
         ReadScand("image", 2)({"image": path, "slice": 9})
@@ -71,7 +70,7 @@ def test_files_as_channels(tmp_path):
         ReadScand("image", 3)({"image": paths})
     for other in (volume(tmp_path / "s.nii", (4, 5, 7)), volume(tmp_path / "o.nii", spacing=3)):
         assert ReadScand("image", 3, channels=2)({"image": [paths[0], other]})["image"].shape == image.shape
-        with pytest.raises(ScanError, match="size or position"):
+        with pytest.raises(ScanError):
             ReadScand("image", 3, channels=2, other_grids="refuse")({"image": [paths[0], other]})
 
 

@@ -33,8 +33,6 @@ from monai_diffae.transforms import ReadScand
 _CALLS_PER_PART = 16  # calls of the encoder: some seconds of work
 _SCANS_PER_PART = 4  # if each scan is cut into many patches
 _POLL_S = 0.2
-PATIENCE_S = 3600.0
-"""How long the first process waits for the next part of another process."""
 
 Cut = Callable[[Arrays], Iterator[tuple[NDArray[np.float32], Tensor]]]
 """A function that yields a scan's images ``[C, *S]``, each with an array that says where in the scan it lies."""
@@ -66,6 +64,7 @@ class CohortEncoder:
     store: PartStore
     process: Process  # which share of the cases to encode
     cutter: PatchCutter | None = None  # cuts scans into patches; None: a scan is one image
+    patience_s: float = 3600.0  # how long the first process waits for the next part of another one
 
     def encode(self, batch_size: int, workers: int, failures_name: str) -> None:
         """Encode this process's share, without what an earlier run has encoded."""
@@ -154,12 +153,12 @@ class CohortEncoder:
         return pd.DataFrame([*made, *lost])
 
     def _wait(self) -> None:
-        """Wait until every case has a row; the others get ``PATIENCE_S`` for each part."""
+        """Wait until every case has a row; the others get ``patience_s`` for each part."""
         last, since = -1, time.monotonic()
         while (num_missing := len(self.cases) - len({row[:9] for row in self.store.done()})) > 0:
             if num_missing != last:
                 last, since = num_missing, time.monotonic()
-            elif self.process.world_size == 1 or time.monotonic() - since > PATIENCE_S:
+            elif self.process.world_size == 1 or time.monotonic() - since > self.patience_s:
                 raise MachineError(
                     f"{self.store.folder.name}: {counted(num_missing, 'case')} were not encoded by other processes, or "
                     "another run removed them; run the command again to resume"

@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 _POLL_S = 0.1
-_PATIENCE_S = 60.0  # at least; a batch of another process takes about as long as one of this process
 _PATIENCE_BATCHES = 10
 
 # What a line of a table is about; fields that do not apply are None
@@ -224,9 +223,15 @@ class MeasuredRows:
     """Rows by what they were made from, and by ``settings`` of all; ``advance`` moves a bar by one evaluation."""
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], process: Process, advance: Callable[[], None], overwrite: bool
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        process: Process,
+        advance: Callable[[], None],
+        overwrite: bool,
+        patience_s: float = 60.0,  # at least; a batch of another process takes about as long as one of this process
     ) -> None:
-        self._settings, self._process, self._advance = settings, process, advance
+        self._settings, self._process, self._advance, self._patience_s = settings, process, advance, patience_s
         self._store = PartStore(folder, "evaluate", process=process.rank)
         if overwrite and process.rank == 0:
             self._store.remove()
@@ -262,7 +267,7 @@ class MeasuredRows:
         self._store.remove()
 
     def _wait(self, key: str, rank: int) -> None:
-        patience_s, start = max(_PATIENCE_S, _PATIENCE_BATCHES * self._longest_s), time.monotonic()
+        patience_s, start = max(self._patience_s, _PATIENCE_BATCHES * self._longest_s), time.monotonic()
         while key not in self._done:
             if key in self._store.done():
                 self._done = self._read()

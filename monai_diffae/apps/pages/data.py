@@ -31,17 +31,31 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.representation import LEAST_USAGE
 from monai_diffae.latents.targets import read_target, reason_against
 
-NUM_MOSAIC = {2: 8, 3: 4}  # reconstructed cases in the page, by the number of spatial axes: volumes take more room
 JOURNAL = "steps.json"  # the file in the folder of a page that keeps durations and warnings of the steps
 
 # The file in the folder of a page that lists scans that are the same, but have different labels
 CONFLICTS = "label_conflicts.csv"
 
-_EVALUATION = {"steps": [5, 10, 20], "limit": 16, "draws": 1, "num_images": 32, "num_codes": 500}
 _LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed
-_NUM_EDITED, _NUM_SAMPLES, _MOST_EDITED_TARGETS = 4, 16, 2
+_MOST_EDITED_TARGETS = 2
 _MOST_TARGETS, _MANY_TEST_PATIENTS = 5, 100
 _USUAL = "normal", "healthy", "control", "controls", "hc", "negative", "none", "no finding"  # not the class to look at
+
+
+@dataclass(frozen=True)
+class PageSize:
+    """How much a page shows and measures."""
+
+    steps: Sequence[int] = (5, 10, 20)  # of the decodings that are evaluated
+    num_evaluated: int = 16  # cases
+    num_generated: int = 32  # images that are evaluated
+    num_codes: int = 500
+    num_reconstructed: tuple[int, int] = (8, 4)  # images, and volumes, which take more room
+    num_edited: int = 4  # cases, for each label
+    num_samples: int = 16  # synthetic images
+
+
+SIZE = PageSize()
 
 
 @dataclass
@@ -169,7 +183,7 @@ class ReportData:
         """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
         if self.result("embeddings") is None:
             return []
-        return self._examples(self.labels[0] if self.labels else None, NUM_MOSAIC[self.spatial_dims])
+        return self._examples(self.labels[0] if self.labels else None, SIZE.num_reconstructed[self.spatial_dims - 2])
 
     def _examples(self, target: str | None, count: int) -> list[str]:
         examples = [] if target is None else find_examples(self.table, target, count)
@@ -186,7 +200,11 @@ class ReportData:
             out=folder / "evaluation",
             bundle=list(bundles),
             cohort=self.cohort,
-            **_EVALUATION,
+            steps=SIZE.steps,
+            limit=SIZE.num_evaluated,
+            draws=1,
+            num_images=SIZE.num_generated,
+            num_codes=SIZE.num_codes,
             split=split or "train",
             not_held_out=split is None,
             device=self.run.device,
@@ -316,12 +334,12 @@ class ReportData:
                 **self._opened,
                 direction=direction,
                 captions=[target],
-                cases=self._examples(target, _NUM_EDITED),
+                cases=self._examples(target, SIZE.num_edited),
             )
 
     def _generate(self) -> None:
         samples = self._attempt(
-            "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=_NUM_SAMPLES
+            "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=SIZE.num_samples
         )
         if samples is not None and self.result("embeddings") is not None:
             self._attempt(

@@ -198,7 +198,7 @@ TIME_KEYS = (
 )
 """Keys of the configuration for which the time decides."""
 
-_MIN_STEPS, _MAX_STEPS, _MIN_SECONDS = 2, 50, 2.0  # after the first step, which is slower
+_MIN_STEPS, _MAX_STEPS = 2, 50  # after the first step, which is slower
 _MAX_SECONDS = 15.0  # then the first step has to do
 
 START_S = 15.0  # imports, configuration and network
@@ -317,7 +317,11 @@ class Work:
 
 
 def measure_speed(
-    config: Mapping[str, Any], device: torch.device | str, items: Sequence[Mapping[str, Any]], batch_size: int
+    config: Mapping[str, Any],
+    device: torch.device | str,
+    items: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    min_seconds: float = 2.0,
 ) -> Speed:
     """Train a new network for some seconds with a few items, which are read once, then augmented and repeated."""
     parser = Parser(copy.deepcopy(dict(config)))
@@ -354,7 +358,7 @@ def measure_speed(
             if torch.device(device).type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter())
-            is_enough = len(times) - 2 >= _MIN_STEPS and times[-1] - times[1] > _MIN_SECONDS
+            is_enough = len(times) - 2 >= _MIN_STEPS and times[-1] - times[1] > min_seconds
             if is_enough or times[-1] - times[0] > _MAX_SECONDS:
                 trainer.terminate()
 

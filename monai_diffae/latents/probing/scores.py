@@ -11,8 +11,6 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats
 
-_BOOTSTRAPS = 1000
-
 
 class ClassScores:
     """AUROC, AUPRC, balanced accuracy and Brier score of probabilities, for any weights of the cases.
@@ -114,8 +112,9 @@ def bootstrapped(
     seed: int = 0,
     num_folds: int = 1,
     perfect: Any = None,
+    num_draws: int = 1000,
 ) -> Floats:
-    """The scores ``[draws, metrics]`` in 1000 bootstrap draws of groups, which are the same for all predictions.
+    """The scores ``[draws, metrics]`` in bootstrap draws of groups, which are the same for all predictions.
 
     With several folds, the draws are stretched. ``perfect``: the best possible score (or one for each), which
     stretched draws do not exceed (1 for R2, 0 for MAE).
@@ -124,7 +123,7 @@ def bootstrapped(
     num_groups = int(member.max()) + 1
     generator = np.random.default_rng(seed)
     draws = (
-        np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups) for _ in range(_BOOTSTRAPS)
+        np.bincount(generator.integers(num_groups, size=num_groups), minlength=num_groups) for _ in range(num_draws)
     )
     values = np.array([scores(draw[member].astype(np.float64)) for draw in draws])
     if num_folds < 2:

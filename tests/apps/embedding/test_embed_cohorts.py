@@ -4,18 +4,20 @@ import logging
 import os
 import shutil
 import signal
-import time
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forked_program import die_at_call
 from PIL import Image
 
 from monai_diffae.apps.embedding.embed import embed
 from monai_diffae.apps.embedding.encoding import CohortEncoder
+from monai_diffae.apps.settings import Process
 from monai_diffae.data.atomic import PartStore
+from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.embeddings import read_embeddings, split_origin
 from monai_diffae.data.formats import nifti
 from monai_diffae.errors import BusyError, ConfigError, MachineError, OtherResultsError, ScanError
@@ -79,28 +81,17 @@ def words(bundle, cohort, out):
 
 @pytest.mark.goal(id="R16")
 def test_a_killed_run_resumes_and_the_table_is_the_same_to_the_byte(
-    labelled, cohort, whole, start_program, monkeypatch, tmp_path
+    labelled, cohort, whole, start_program, written, tmp_path
 ):
-    append, out = PartStore.append, tmp_path / "z.parquet"
-    calls = []
+    out = tmp_path / "z.parquet"
 
-    def append_two(self, rows):
-        calls.append(sorted(rows["position"]))
-        if len(calls) > 2:
-            time.sleep(300)
-        append(self, rows)
+    def fault():
+        die_at_call(1, lambda: len([*tmp_path.glob(".z-*/part-*.parquet")]) == 2)
 
-    monkeypatch.setattr(PartStore, "append", append_two)
-    process = start_program(*words(labelled.bundle, cohort, out))
-    until = time.monotonic() + 60
-    while len(list(tmp_path.glob(".z-*/part-*.parquet"))) < 2 and time.monotonic() < until:
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert start_program(*words(labelled.bundle, cohort, out), fault=fault).wait() == -signal.SIGKILL
     assert not out.exists()
     assert embed(labelled.bundle, cohort, out, device="cpu").num_cases == 11
-    assert calls == [[8, 9, 10]]
+    assert written == [[8, 9, 10]]
     assert out.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob(".z-*"))
 
@@ -235,12 +226,12 @@ def test_only_what_failed_in_an_earlier_run_is_tried_again(labelled, tmp_path, i
     assert made.failures.read_text() == fresh.failures.read_text()
 
 
-def test_cases_of_a_process_that_never_came_are_an_error(labelled, cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.embedding.encoding.PATIENCE_S", 1.0)
-    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
+def test_cases_of_a_process_that_never_came_are_an_error(trained, cohort, tmp_path):
+    store, cases = PartStore(tmp_path / "parts", "z", id_column="row"), read_cohort(cohort)
+    coder = CohortEncoder(cases, trained, store, Process(0, 2), patience_s=0.5)
+    coder.encode(64, 0, "failures.csv")
     with pytest.raises(MachineError, match="4 cases were not encoded by other processes"):
-        embed(labelled.bundle, cohort, tmp_path / "alone.parquet", device="cpu")
+        coder.gather()
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from monai_diffae import embed, train_latent
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, OtherResultsError
 
 
 def std_of(table):
@@ -93,6 +93,6 @@ def test_pooled_z_sem_cannot_be_decoded_and_are_not_taken_for_those_of_slices(la
     )
     with pytest.raises(ConfigError, match=refused):
         train_latent(labelled.bundle, embeddings=tables["mean_std"], out=tmp_path / "latent")
-    with pytest.raises(ConfigError, match="exists and was made with other pool; set overwrite"):
+    with pytest.raises(OtherResultsError):
         embed(labelled.bundle, heads, tables["none"], pool="mean", device="cpu")
     assert embed(labelled.bundle, heads, tables["mean"], pool="mean", device="cpu").skipped

@@ -10,10 +10,9 @@ from tiny_bundles import rewrite, scaled
 from monai_diffae import evaluate, reconstruct
 from monai_diffae.apps.evaluation.quality import Reconstructions
 from monai_diffae.apps.evaluation.quality_tables import MeasuredRows, difference_rows, mean_rows
-from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Process
 from monai_diffae.data.atomic import PartStore
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, OtherResultsError
 
 FEW = {"steps": (2, 3), "device": "cpu"}
 
@@ -92,7 +91,7 @@ def test_an_interrupted_run_resumes(report, labelled, tmp_path, monkeypatch):
     resumed = evaluated(labelled, tmp_path)
     assert len(calls) == 3  # two conditions, of which one was interrupted
     assert resumed.figures == report.figures
-    with pytest.raises(ConfigError, match="made with other steps"):
+    with pytest.raises(OtherResultsError):
         evaluated(labelled, tmp_path, steps=[2])
     calls.clear()
     evaluated(labelled, tmp_path, overwrite=True)  # measures everything again
@@ -137,11 +136,10 @@ def test_without_held_out_cases(labelled, tmp_path):
         evaluated(labelled, tmp_path / "out", cohort=tmp_path / "train.csv")
     with pytest.raises(ConfigError, match="split: train has the cases that the bundle was trained on; choose test, or"):
         evaluated(labelled, tmp_path / "out", split="train")
-    with pytest.MonkeyPatch.context() as patch:  # the split of these cases is drawn again
-        patch.setattr(Session, "may_hold_training_cases", property(lambda self: True))
-        with pytest.raises(ConfigError, match="its cases may have been trained on; add a column split"):
-            evaluated(labelled, tmp_path / "out")
-    with pytest.raises(ConfigError, match="there is no fast decoder in this bundle"):
+    pd.read_csv(labelled.cohort).drop(columns="split").to_csv(tmp_path / "drawn.csv", index=False)
+    with pytest.raises(ConfigError, match="its cases may have been trained on; add a column split"):
+        evaluated(labelled, tmp_path / "out", cohort=tmp_path / "drawn.csv")
+    with pytest.raises(ConfigError):
         evaluated(labelled, tmp_path / "out", decoder="fast")
     assert not (tmp_path / "out").exists()
     result = evaluated(labelled, tmp_path / "out", split="train", not_held_out=True, limit=2, steps=[2])
@@ -230,9 +228,8 @@ def test_a_case_without_any_error_does_not_blank_the_mean_of_the_others(values):
     assert (row["value"], row["low"], identical["value"]) == (None, None, 2)
 
 
-def test_the_first_process_measures_what_another_one_does_not(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("monai_diffae.apps.evaluation.quality_tables._PATIENCE_S", 0.05)
-    rows = MeasuredRows(tmp_path / ".parts", {}, Process(0, 2), lambda: None, False)
+def test_the_first_process_measures_what_another_one_does_not(tmp_path, caplog):
+    rows = MeasuredRows(tmp_path / ".parts", {}, Process(0, 2), lambda: None, False, patience_s=0.05)
     with caplog.at_level(logging.WARNING, logger="monai_diffae"):
         shared = [rows.rows({"case": name}, lambda name=name: [{"id": name}], 1, shared=True) for name in "ab"]
     assert [row["id"] for each in shared for row in each] == ["a", "b"]

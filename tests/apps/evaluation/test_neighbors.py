@@ -56,16 +56,6 @@ def test_neighbors_are_those_of_a_plain_search_in_the_training_cases_units(table
         assert rows["neighbor_site"].tolist() == table["site"][nearest].tolist()
 
 
-def test_many_cases_are_searched_in_blocks_with_progress(table, write, tmp_path, monkeypatch, caplog):
-    neighbors(write(table), tmp_path / "one")
-    monkeypatch.setattr("monai_diffae.apps.evaluation.neighbors._BLOCK", 70)
-    with caplog.at_level("INFO", logger="monai_diffae"):
-        neighbors(tmp_path / "e.parquet", tmp_path / "blocks")
-    one, blocks = (tmp_path / name / "neighbors.csv" for name in ("one", "blocks"))
-    assert one.read_bytes() == blocks.read_bytes()
-    assert "searching neighbors of 200 cases" in caplog.text
-
-
 def test_principal_components_keep_their_relative_sizes(table, write, tmp_path):
     """Standardised, the last components, which are noise, would count as much as the first."""
     table["z_000"] = np.repeat(100 * np.random.default_rng(1).normal(size=100), 2)

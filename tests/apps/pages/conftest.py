@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from monai_diffae.apps.evaluation.verdicts import Verdict
-from monai_diffae.apps.pages import data
+from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.report import report
 from monai_diffae.latents import Direction
 
@@ -62,25 +62,30 @@ def page_reader():
 
 
 @pytest.fixture(scope="module")
-def quick_evaluation():
-    """An evaluation of a second or two, and few pictures; of the module only, since it patches what others test."""
+def uses_z_sem():
+    """After a few steps, a decoder may use z_sem or not."""
     with pytest.MonkeyPatch.context() as patch:
-        few = {"steps": [2, 3], "limit": 2, "draws": 1, "num_images": 0, "num_codes": 10}
-        patch.setattr(data, "_EVALUATION", few)
-        patch.setattr(data, "NUM_MOSAIC", {2: 2, 3: 1})
-        patch.setattr(data, "_NUM_EDITED", 2)
-        patch.setattr(data, "_NUM_SAMPLES", 4)
+        patch.setattr(ReportData, "uses_z_sem", True)
         yield
 
 
-@pytest.fixture(scope="module")
-def report_again(labelled, quick_evaluation, tmp_path_factory):
-    """Makes the report of the tiny bundle about its cohort."""
-    out, targets = tmp_path_factory.mktemp("reported") / "report", ["wide", "head_size"]
-    with pytest.MonkeyPatch.context() as patch:  # twelve patients are too few to say anything, so nothing is edited
+@pytest.fixture(scope="session")
+def believe():
+    """Takes what few patients say for certain: else, nothing is edited."""
+
+    def certain(patch):
         patch.setattr(Verdict, "is_predicted", True)
         patch.setattr(Direction, "may_be_chance", False)
-        patch.setattr(data.ReportData, "uses_z_sem", True)
+
+    return certain
+
+
+@pytest.fixture(scope="module")
+def report_again(labelled, small_pages, uses_z_sem, believe, tmp_path_factory):
+    """Makes the report of the tiny bundle about its cohort."""
+    out, targets = tmp_path_factory.mktemp("reported") / "report", ["wide", "head_size"]
+    with pytest.MonkeyPatch.context() as patch:
+        believe(patch)
         yield lambda **more: report(labelled.bundle, out, cohort=labelled.cohort, targets=targets, device="cpu", **more)
 
 

@@ -6,7 +6,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def volumes(tiny_bundle_3d, quick_evaluation, tmp_path_factory):
+def volumes(tiny_bundle_3d, small_pages, tmp_path_factory):
     """The report of a 3D bundle."""
     from monai_diffae.apps.pages.report import report
 

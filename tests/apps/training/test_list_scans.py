@@ -1,7 +1,6 @@
 """The commands list-scans, sample-data and demo: their lines, figures and tables."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from monai_diffae.data import CachedCases, read_cohort
 from monai_diffae.data.cases import label_names
 from monai_diffae.data.inspection.survey import other_channels
 from monai_diffae.data.inspection.twins import ADVICE
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.handlers import BadScans
 from monai_diffae.transforms.reading import ReadScand
 
@@ -142,18 +141,10 @@ def test_a_medmnist_file_becomes_a_cohort(tmp_path):
         sample_data(tmp_path, medmnist="pneumoniamnist", seed=2)
 
 
-def test_the_demo_starts_with_a_virtual_cohort_and_keeps_it(tmp_path, monkeypatch, caplog):
-    calls = []
-
-    def start(cohort, out, **options):
-        calls.append((cohort, out, options))
-        return SimpleNamespace(folder=out)
-
-    monkeypatch.setattr("monai_diffae.apps.pages.demo.start", start)
+def test_the_demo_starts_with_a_virtual_cohort_and_keeps_it(tmp_path, caplog):
     caplog.set_level("INFO", "monai_diffae")
     for _ in range(2):
-        assert demo(tmp_path, num_patients=20, size=16, minutes=1, device="cpu").folder == tmp_path
-    table = tmp_path / "cohort" / "cohort.csv"
-    assert calls == [(table, tmp_path, {"minutes": 1, "device": "cpu", "yes": True})] * 2
-    assert len(pd.read_csv(table)) == 20
+        with pytest.raises(MachineError, match="cuda:99"):
+            demo(tmp_path, num_patients=20, size=16, minutes=1, device="cuda:99")
+    assert len(pd.read_csv(tmp_path / "cohort" / "cohort.csv")) == 20
     assert "these are not patients" in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,6 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from monai_diffae import plan as plan_command
-from monai_diffae.apps.training import speed as measuring
 from monai_diffae.apps.training.speed import START_S, Speed, Work, grid_2d, grid_3d, measure_speed
 from monai_diffae.bundle.description import describe
 from monai_diffae.bundle.model_file import write_model
@@ -250,8 +250,7 @@ def test_the_grid_is_one_that_both_networks_divide_and_the_line_has_the_overlay(
 
 
 def test_the_first_stage_takes_time_too(first_stage, scans, machine, monkeypatch):
-    monkeypatch.setattr(measuring, "measure_speed", measure_speed)
-    monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
+    machine.measure_speed = partial(measure_speed, min_seconds=0)
     calls, encode = [], FirstStage.encode
     monkeypatch.setattr(FirstStage, "encode", lambda self, images: calls.append(images.shape) or encode(self, images))
     overrides = settled(first_stage, precision="fp32", image_size=[8, 8, 8])
@@ -260,8 +259,7 @@ def test_the_first_stage_takes_time_too(first_stage, scans, machine, monkeypatch
     assert result.work.num_train == 4
 
 
-def test_the_speed_is_that_of_the_bundles_own_trainer_also_if_the_encoder_sees_another_image(tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "_MIN_SECONDS", 0.0)
+def test_the_speed_is_that_of_the_bundles_own_trainer_also_if_the_encoder_sees_another_image(tmp_path):
     config = json.loads((ROOT / "bundles" / "diffae_2d" / "configs" / "train.json").read_text())
     config |= {
         "image_keys": ["image", "encoder_image"], "encoder_key": "encoder_image", "image_size": [16, 16],
@@ -269,7 +267,7 @@ def test_the_speed_is_that_of_the_bundles_own_trainer_also_if_the_encoder_sees_a
     }  # fmt: skip
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24), np.uint8)).save(tmp_path / "a.png")
     items = [{"image": str(tmp_path / "a.png"), "encoder_image": str(tmp_path / "a.png"), "id": "a"}]
-    speed = measure_speed(config, "cpu", items, batch_size=3)
+    speed = measure_speed(config, "cpu", items, batch_size=3, min_seconds=0)
     assert speed.batch_size == 3
     assert speed.seconds_per_step > 0
     assert speed.seconds_per_scan > 0

@@ -23,7 +23,7 @@ from monai_diffae import Training, init
 from monai_diffae.apps.training import train_with_callbacks
 from monai_diffae.apps.training.train import open_training, train, training_result
 from monai_diffae.bundle import init_bundle, load_bundle
-from monai_diffae.errors import BusyError, ConfigError
+from monai_diffae.errors import BusyError, CohortError, ConfigError, MachineError
 
 
 def configured(bundle):
@@ -156,8 +156,7 @@ def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_min
 
 
 @pytest.mark.slow
-def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp_path, in_minutes, slow, monkeypatch):
-    monkeypatch.setattr("monai_diffae.apps.training.speed.START_S", 0)
+def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp_path, in_minutes, slow):
     bundle = train(tmp_path / "new", small_cohort, minutes=0.1, device="cpu", overrides=in_minutes).folder
     saved = torch.load(bundle / "models" / "checkpoint.pt", weights_only=True)
     epochs = configured(bundle)["max_epochs"]
@@ -166,11 +165,10 @@ def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp
     assert saved["optimizer"]["param_groups"][0]["lr"] < 1e-6  # the schedule has ended
 
 
-def test_a_missing_bundle_is_made_also_without_minutes(tiny_bundle, tiny_bundle_3d, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("monai_diffae.apps.training.train.open_training", lambda *_: None)
+def test_a_missing_bundle_is_made_also_without_minutes(tiny_bundle, tiny_bundle_3d, tmp_path, caplog):
     for name, dims, bundle in (("m", 2, tiny_bundle), ("new", 3, tiny_bundle_3d)):
-        with caplog.at_level(logging.INFO, "monai_diffae"), pytest.raises(AttributeError):
-            train(tmp_path / name, bundle.cohort)
+        with caplog.at_level(logging.INFO, "monai_diffae"), pytest.raises(MachineError):
+            train(tmp_path / name, bundle.cohort, device="cpu", batch_size=10**9)
         assert configured(tmp_path / name)["spatial_dims"] == dims
         assert f"{name}: a new bundle, made from diffae_{dims}d" in caplog.messages
 
@@ -183,18 +181,15 @@ def test_a_given_value_wins_over_an_overlay_and_that_over_the_bundles_file(tmp_p
     assert [config.get(key) for key in ("max_epochs", "learning_rate", "batch_size")] == [5, 0.25, 16]
 
 
-def test_a_training_into_another_folder_resumes_with_the_values_of_that_folder(tmp_path, monkeypatch, caplog):
+def test_a_training_into_another_folder_resumes_with_the_values_of_that_folder(tmp_path, caplog):
     bundle, out = (init_bundle(tmp_path / name, "diffae_2d") for name in ("bundle", "out"))
     cohort, config = tmp_path / "scans.csv", out / "configs" / "train.json"
     cohort.touch()
-    config.write_text(config.read_text().replace('"learning_rate": ', '"learning_rate": 1'))
-    opened = []
-    place = "monai_diffae.apps.training.train.open_training"
-    monkeypatch.setattr(place, lambda file, *_: opened.append(file))
-    for overwrite in (False, True):  # a new training has the values of the bundle
-        with pytest.raises(AttributeError):
-            train(bundle, cohort, out, training=Training(overwrite=overwrite))
-    assert [file.parents[1] for file in opened] == [out, bundle]
+    config.write_text(config.read_text().replace('"learning_rate": ', '"learning_rate": -'))
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train(bundle, cohort, out)
+    with pytest.raises(CohortError):  # a new training has the values of the bundle
+        train(bundle, cohort, out, training=Training(overwrite=True))
     assert "out: is trained with its own values of learning_rate, not those of bundle; set overwrite" in caplog.text
 
 
@@ -234,10 +229,9 @@ def count_tensors():
 
 @pytest.mark.goal(id="R27")
 def test_a_watched_training_keeps_no_tensors_reports_stops_and_resumes_without_its_overrides(
-    tiny_bundle, bundle, training, count_tensors, monkeypatch, caplog
+    tiny_bundle, bundle, training, count_tensors, impatient, caplog
 ):
     """It keeps as many tensors after 8 steps as after 5. Meanwhile, a second training of the folder is refused."""
-    monkeypatch.setattr("monai_diffae.bundle.folders._PATIENCE_S", 0.1)
     caplog.set_level(logging.INFO, logger="monai_diffae")
     stop, reports, tensors, errors = threading.Event(), [], [], []
 
