@@ -209,7 +209,7 @@ class Session:
         named: bool = False,
         dicom: bool = False,
     ) -> OpenedCases:
-        """Cases to open one after the other, for work that needs each only once; the others are as in :meth:`read`."""
+        """Cases to open one after the other; the other arguments are those of :meth:`read`."""
         unwritable = unwritable_series(cases) if dicom else []
         lost = {each.case_id for each in unwritable}
         usable = [case for case in cases if case.id not in lost]

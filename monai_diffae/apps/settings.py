@@ -213,7 +213,7 @@ class Writing(Figures):
 @Parameter(name="*", group=Group("Run", sort_key=5))
 @dataclass(frozen=True)
 class UnbatchedRun:
-    """How a command runs whose images depend on no batch size, to the bit."""
+    """How a command runs whose images do not depend on a batch size, to the bit."""
 
     device: str | None = None
     """Where to compute, e.g. ``cpu`` or ``cuda:1``; by default the GPU if there is one."""

@@ -301,9 +301,9 @@ class ModelCase(CaseSpace):
             return self.back(images)
         return self.add_difference(images - self.decode(self.z_sem, x_T, steps=steps))
 
-    @property
+    @cached_property
     def mask(self) -> NDArray[np.bool_] | None:
-        """The mask of the cohort's case on the grid of the scan, ``[*native S]``; None if there is none to be used."""
+        """The mask of the cohort's case on the grid of the scan, ``[*native S]``; None if it has no usable mask."""
         return case_mask(self.case, self.trained.config.get("slice_axis", "axial"))
 
     def write(self, path: PathLike, array: NDArray[Any], dtype: DTypeLike | None = None) -> Path:

@@ -279,7 +279,7 @@ class Exploration:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"{case.file_name}{'_own_detail' if recipe.detail == 'own' else ''}_synthetic"
                 difference = decoded.difference if recipe.detail == "own" else None
-                file = write_combined(path, case, self.studio.open(case), decoded.image, difference)
+                file = write_combined(path, self.studio.open(case), decoded.image, difference)
                 return file.name, file.read_bytes()
 
         return self.worker.submit(None, write).result()

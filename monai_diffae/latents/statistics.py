@@ -263,7 +263,7 @@ def principal_components(
     count = most if count is None else count
     if not 1 <= count <= most:
         raise ConfigError(
-            f"num_components: {count} components cannot be computed from {len(codes)} cases with "
+            f"components: {count} of them cannot be computed from {len(codes)} cases with "
             f"{statistics.z_channels} dimensions; choose 1 to {most}"
         )
     # "full" gives the same result for every size; scikit-learn may choose a randomised solver otherwise

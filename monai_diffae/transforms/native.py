@@ -15,7 +15,7 @@ from monai.utils import TraceKeys
 from numpy.typing import NDArray
 from torch import Tensor
 
-from monai_diffae.data.formats.axes import AXES, Axis, flat_axis, insert_slices, ras_shape, slice_volume
+from monai_diffae.data.formats.axes import AXES, Axis, flat_axis, flattened, insert_slices, ras_shape, slice_volume
 from monai_diffae.data.formats.scan import Voxels
 from monai_diffae.data.scans import Scan
 from monai_diffae.errors import ConfigError, ScanError, find_diffae_error, one_line
@@ -247,7 +247,8 @@ class CaseSpace:
             if index is not None:
                 raise ConfigError(f"slice: is {index}, but the image is 2D and has no slices; leave it out")
             self._axis = flat
-            self.spaces[None] = NativeSpace(self._preprocessing, {**item, **scans})
+            flat_scans = {name: flattened(scan) for name, scan in scans.items()}
+            self.spaces[None] = NativeSpace(self._preprocessing, {**item, **flat_scans})
         elif index is not None:
             one = NativeSpace(self._preprocessing, {**item, **_slice_all(scans, reader.axis, index)})
             self.scan, self.spaces[index] = one.scan, one

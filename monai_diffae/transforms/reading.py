@@ -94,7 +94,8 @@ class ReadScand(MapTransform):
     def read_whole(self, data: Mapping[Any, Any]) -> dict[Hashable, Scan]:
         """Read the scan under each key; volumes stay volumes, whatever the dimensions of the model."""
         needs = replace(self.needs, spatial_dims=None, flatten=False)
-        scans = {key: self._read(images, key, needs) for key, images in self._images(data)}
+        is_kept = data.get("slice") is not None
+        scans = {key: self._read(images, key, needs, is_kept=is_kept) for key, images in self._images(data)}
         return scans | self._mask(data, None)
 
     def _mask(self, data: Mapping[Any, Any], index: int | None) -> dict[Hashable, Scan]:
@@ -114,8 +115,10 @@ class ReadScand(MapTransform):
                 raise ScanError(f"{key}: the list of files is empty; give one file per channel")
             yield str(key), images
 
-    def _read(self, images: Sequence[Any], key: str, needs: ScanNeeds, index: int | None = None) -> Scan:
-        """Read all channels of an image, or of the slice ``index`` of a volume."""
+    def _read(
+        self, images: Sequence[Any], key: str, needs: ScanNeeds, index: int | None = None, is_kept: bool = False
+    ) -> Scan:
+        """Read all channels of an image, or of the slice ``index`` of a volume, which is kept for the next slice."""
         channels = self.channels[key]
         needs = replace(needs, channels=channels if len(images) == 1 else 1)
         if index is not None:
@@ -125,7 +128,7 @@ class ReadScand(MapTransform):
             raise problem(images[0] if _is_path(images[0]) else key, wrong, "choose them with sequences")
         if not all(map(_is_path, images)):
             scan = _stacked([key] * len(images), [_scan(image, key, needs) for image in images], self.other_grids)
-        elif index is not None:  # read once for consecutive slices
+        elif index is not None or is_kept:  # read once for consecutive slices
             paths = tuple(map(str, images))
             scan = _read_volume(paths, file_state(paths), needs, self.other_grids)
         else:
@@ -144,7 +147,7 @@ def _scan(image: Any, key: str, needs: ScanNeeds) -> Scan:
     array, affine = _array_in_memory(image, key)
     scan = scan_of_array(array, affine, key, needs)
     if isinstance(image, Scan) and scan.array.shape == array.shape:
-        return replace(scan, modality=image.modality, header=image.header, has_8_bits=image.has_8_bits)
+        return replace(image, array=scan.array)
     return scan
 
 

@@ -14,7 +14,7 @@ from monai_diffae import bundle as bundles
 from monai_diffae import metrics, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.evaluation.calibrate import FAILURES, Calibration, load_calibrated
-from monai_diffae.apps.record import remove_images, run_once
+from monai_diffae.apps.record import only_run, remove_images, run_once
 from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
 from monai_diffae.bundle.layout import ANOMALY, models_folder
@@ -89,12 +89,13 @@ def anomaly(
         CohortError: there is no usable case, or calibration has no usable cases of two patients.
     """
     session = sessions.Session.open(bundle, cohort, reading=Reading(columns=columns), run=run.batched)
-    detector = load_calibrated(session, calibration, out)
     if choice.cases:
         cases = session.choose(choice)
     else:
         volumes, _ = cohort_split.gather_slices(session.choose(Choice(split=choice.split)), [])
         cases = [cohort_split.whole_scan(slices[0]) for slices in volumes.values()][: choice.limit]
+    with only_run(out):
+        detector, num_lost = load_calibrated(session, calibration, out)
     checksum = file_checksum(models_folder(bundle) / ANOMALY)
     made_from = session.made_from(
         cases, decodes=False, uses_masks=True, calibration=checksum, quantile=quantile, num_pictures=num_pictures
@@ -112,9 +113,10 @@ def anomaly(
         f"{figures['num_unusual']} of {figures['num_cases']} cases have a p-value of at most .05",
         *_reference_notes(figures),
     ]
-    lines = [failed_cases(figures["num_failed"], figures["num_cases"])]
-    if calibration.calibrate_with is not None:
-        lines.append(failed_cases(detector.made_from["num_failed"], len(detector.scores), FAILURES))
+    lines = (
+        failed_cases(figures["num_failed"], figures["num_cases"]),
+        failed_cases(num_lost, len(detector.scores), FAILURES),
+    )
     return Result(out, figures, notes, "; ".join(filter(None, lines)) or None, skipped=skipped)
 
 

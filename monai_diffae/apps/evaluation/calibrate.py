@@ -18,6 +18,7 @@ from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import track
+from monai_diffae.data.scan_states import scan_contents
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import CohortError, ConfigError, one_line
 from monai_diffae.lazy import on_first_use
@@ -57,30 +58,34 @@ class Calibration:
     """Random seed of the calibration's noise and of the choice of scans."""
 
 
-def load_calibrated(session: sessions.Session, calibration: Calibration, out: Path) -> bundles.AnomalyDetector:
-    """The detector of a session's bundle, which is calibrated first if the user says so or if it has to be."""
+def load_calibrated(
+    session: sessions.Session, calibration: Calibration, out: Path
+) -> tuple[bundles.AnomalyDetector, int]:
+    """The detector of a bundle, calibrated first if the user says so or if it has to be; how many cases this lost."""
     trained = session.trained
     if calibration.calibrate_with is not None:
         session = sessions.Session.of(trained, calibration.calibrate_with, reading=session.reading, run=session.run)
     elif calibration != Calibration():
         raise ConfigError("calibrate_with: the other options of the calibration need it; add it, or omit them")
     elif session.split_origin != "training" or (models_folder(trained.folder) / ANOMALY).is_file():
-        return bundles.AnomalyDetector.load(trained)
+        return bundles.AnomalyDetector.load(trained), 0
     else:
-        logger.info("%s is not calibrated: this is done now, with the validation cases", trained.folder.name)
+        logger.info("%s is not calibrated: calibrating with its validation cases", trained.folder.name)
     split = calibration.calibration_split or (None if session.split_origin == "drawn" else "val")
     cases = draw_scans(session.choose(Choice(split=split)), calibration.calibration_cases, calibration.seed)
     settings = bundles.AnomalySettings((calibration.noise_level,), calibration.draws, seed=calibration.seed)
     made_from: dict[str, Any] = {
         "cohort": session.cohort.fingerprint,
         "cases": json_digest([(case.id, case.patient) for case in cases]),
+        "scans": json_digest(scan_contents(cases)),
     }
+    num_failed = 0
     detector = None if session.run.overwrite else bundles.AnomalyDetector.load_if_usable(trained)
     if detector is None or detector.settings != settings or not made_from.items() <= detector.made_from.items():
         read = session.read(cases, out, FAILURES)
         rows = track(range(len(read.cases)), f"calibrating with {len(read.cases)} cases")
-        num_patients = len({case.patient for case in read.cases})
-        made_from |= {"num_patients": num_patients, "num_failed": len(read.failures)}
+        num_failed = len(read.failures)
+        made_from["num_patients"] = len({case.patient for case in read.cases})
         detector = fit_detector(trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)
         detector.save(trained.folder)
     logger.info(
@@ -89,7 +94,7 @@ def load_calibrated(session: sessions.Session, calibration: Calibration, out: Pa
         detector.made_from["num_patients"],
         1 / (1 + len(detector.scan_scores)),
     )
-    return detector
+    return detector, num_failed
 
 
 def draw_scans(cases: Sequence[Case], limit: int, seed: int = 0) -> list[Case]:

@@ -27,13 +27,13 @@ from monai_diffae.apps.settings import (
     UnbatchedRun,
     pairs,
 )
-from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names
+from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction, strength_names, strength_titles
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_atomic, write_csv
-from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum, json_digest
+from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Detail
 
@@ -78,7 +78,7 @@ class Combination:
     noise_of: str | None = None
     """Id of the case whose x_T is used instead."""
     noise_seed: Seed | None = None
-    """Use Gaussian noise of this random seed as x_T instead, whatever the others say. ``variations``, and
+    """Use Gaussian noise of this random seed as x_T instead, instead of the x_T of any case. ``variations``, and
     ``components`` without a case, always use noise, by default of seed 0."""
     detail: Detail = "model"
     """``model`` writes what the model decodes; ``own`` adds the change to the scan, which keeps its own detail (only
@@ -203,26 +203,34 @@ def decode(
 
     def make() -> Mapping[str, Any]:
         opened = {} if session is None else dict(zip(names, map(trained.open, cases), strict=True))
-        pairs = [each.codes(case, opened, axes, trained) for each in combinations]
-        z_sem, x_T = map(torch.cat, zip(*pairs, strict=True))
         # a variation depends on no other, to the bit
-        batch_size = 1 if show == "variations" else inferers.images_at_once(trained.image_shape[1:])
-        decoded = sessions.decode_in_batches(trained, z_sem, x_T, batch_size).unflatten(0, (len(grid), -1)).mean(dim=1)
+        at_once = 1 if show == "variations" else inferers.images_at_once(trained.image_shape[1:])
+        groups, parts = list(grid.values()), []
+        num_groups = max(1, at_once // len(groups[0]))
+        for start in track(range(0, len(groups), num_groups), f"decoding {counted(len(groups), 'image')}"):
+            part = groups[start : start + num_groups]
+            codes_of_part = [each.codes(case, opened, axes, trained) for group in part for each in group]
+            z_sem, x_T = map(torch.cat, zip(*codes_of_part, strict=True))
+            images_of_part = sessions.decode_in_batches(trained, z_sem, x_T, at_once)
+            parts.append(images_of_part.unflatten(0, (len(part), -1)).mean(dim=1))
+        decoded = torch.cat(parts)
         remove_images(images)
         if show == "image":
             own = opened[names[0]]
             difference = decoded - own.reconstruct("x_T") if codes.detail == "own" else None
-            write_combined(images / cases[0].file_name, cases[0], own, decoded, difference)
+            write_combined(images / cases[0].file_name, own, decoded, difference)
         else:
             for name, image in zip(grid, decoded, strict=True):
                 trained.write_image(images / name, image, cases[0].file if cases else ".png")
         titles, figures = list(grid), dict[str, float]()
         if show == "components":
-            rows, titles = _components(decoded, axes.components, series, out), strength_names(series.strengths)
+            rows, titles = _components(decoded, axes.components, series, out), strength_titles(series.strengths)
         elif show == "variations":
             titles, (rows, figures) = [], _variations(decoded, opened[names[0]], out)
+        elif show == "image":
+            titles, rows = [], {"case": opened[names[0]].images, "decoded": decoded}
         else:
-            first, second = (opened[name].images for name in (names[0], codes.blend or names[0]))
+            first, second = (opened[name].images for name in names[:2])
             rows = {"both codes": decoded, "pixels": paths.lerp(first, second, [each.weight for each in combinations])}
         shown = {name: row if row.dtype == torch.uint8 else trained.shown(row) for name, row in rows.items()}
         write_atomic(picture, lambda path: pictures.draw_mosaic(shown, path, titles))
@@ -240,6 +248,10 @@ def _grid(kind: str, codes: Combination, series: Series) -> dict[str, list[Combi
     if unused := [name for name in _UNUSED[kind].split() if options[name] != defaults[name]]:
         raise ConfigError(f"{unused[0]}: is not used to show {kind}; omit it")
     codes.check_detail()
+    if codes.blend is None and codes.weight != defaults["weight"]:
+        raise ConfigError("weight: is how much of the case to blend with; give blend, or omit it")
+    if kind.startswith("components") and (both := {str(n) for n in series.components} & codes.moves.keys()):
+        raise ConfigError(f"moves: component {min(both)} is shown at all strengths; omit it here")
     first = codes.noise_seed or 0
     if kind == "image":
         return {"": [codes]}
@@ -299,10 +311,14 @@ class Axes:
     @classmethod
     def read(cls, names: Iterable[str], embeddings: Path | None, trained: bundles.TrainedBundle) -> Axes:
         """Read the direction files of these names, and compute components up to the highest number among them."""
-        directions = {name: read_direction(name, trained) for name in names if not name.isdigit()}
-        numbers = [int(name) for name in names if name.isdigit()]
+        directions = {name: read_direction(name, trained) for name in names if not name.isdecimal()}
+        numbers = [int(name) for name in names if name.isdecimal()]
+        if not numbers and embeddings is not None:
+            raise ConfigError("embeddings: only principal components need the table; omit it")
         if not numbers:
             return cls(directions)
+        if min(numbers) < 1:
+            raise ConfigError("moves: components are counted from 1; give a number from 1")
         if embeddings is None:
             raise ConfigError("embeddings: the components are computed from them; give the table, or omit components")
         z_train = tables.z_matrix(tables.read_training_rows(embeddings))
@@ -321,7 +337,7 @@ class Axes:
 
 
 def write_combined(
-    path: Path, case: Case, opened: bundles.ModelCase, image: torch.Tensor, difference: torch.Tensor | None = None
+    path: Path, opened: bundles.ModelCase, image: torch.Tensor, difference: torch.Tensor | None = None
 ) -> Path:
     """Write an image (1, C, *S), or a scan plus a difference, as PNG or NIfTI in the space of a case."""
     array = opened.back(image) if difference is None else opened.add_difference(difference)

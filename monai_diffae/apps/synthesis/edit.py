@@ -221,11 +221,11 @@ class _Edits:
                 "not measured",
                 self.session.encoder_key,
             )
-        for name in ("images", "differences"):
-            remove_images(self.folder / name)
         edited: list[pd.DataFrame] = []
         shown: list[CasePicture] = []
         for opened in cases:
+            for name in () if edited else ("images", "differences"):
+                remove_images(self.folder / name)
             rows, images, differences = self._edit(opened)
             changes = self._write(opened, images, differences)
             edited.append(rows.join(pd.DataFrame(shares_in_mask(opened, change) for change in changes)))

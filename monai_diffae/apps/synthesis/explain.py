@@ -15,7 +15,7 @@ from monai_diffae import latents, pictures, transforms
 from monai_diffae.apps.command import command
 from monai_diffae.apps.record import remove_images, run_once
 from monai_diffae.apps.result import Result, failed_cases
-from monai_diffae.apps.settings import BalancedChoice, Decoding, Reading, UnbatchedRun
+from monai_diffae.apps.settings import NONE_GIVEN, BalancedChoice, Columns, Decoding, Reading, UnbatchedRun
 from monai_diffae.apps.synthesis import edit, shortcuts
 from monai_diffae.apps.synthesis.edit import CasePicture, EditedImages
 from monai_diffae.apps.synthesis.finder import (
@@ -30,6 +30,7 @@ from monai_diffae.apps.synthesis.finder import (
 from monai_diffae.apps.synthesis.users_model import ModelInterface, check_file, checksum, read_users_model
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import PartStore, write_csv
+from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import Failure, check_any_usable, track, write_failures
 from monai_diffae.errors import ConfigError, ScanError, counted
@@ -71,7 +72,7 @@ def explain(
     output: EditedImages = EditedImages(),
     choice: BalancedChoice = BalancedChoice(),
     decoding: Decoding = Decoding(),
-    reading: Reading = Reading(),
+    columns: Columns = NONE_GIVEN,
     run: UnbatchedRun = UnbatchedRun(),
 ) -> Result:
     """Explain your classifier or regressor: the smallest change of each scan that changes its score, and what it means.
@@ -104,6 +105,7 @@ def explain(
         out: Folder for the results.
         model: File of your model: ``.onnx``, ``.pt2`` (torch.export) or ``.ts`` (TorchScript).
         embeddings: Table of embeddings, written by ``embed`` with this bundle; its training cases are the reference.
+        columns: Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``.
 
     Returns:
         The folder; ``num_cases``, ``num_reached``; ``num_failed``, listed in ``failures.csv``; medians of ``distance``
@@ -117,7 +119,7 @@ def explain(
         UnsafeInputError: your model's file could run code, and is not trusted.
     """
     check_file(model)
-    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=reading, run=run.batched)
+    session = sessions.Session.open(bundle, cohort, decoding=decoding, reading=Reading(columns), run=run.batched)
     trained = session.trained
     if trained.inferer.settings.decoder == "fast":
         raise ConfigError("decoder: the exact decoder checks what is found; omit it")
@@ -157,28 +159,29 @@ def explain(
         store = PartStore(out / ".cases", made_from, replace=True)
         if run.overwrite:
             store.remove()
-        read = session.read(cases, out, named=bool(choice.cases), dicom=output.dicom)
-        looked_at = read.cases[:: -(-len(read.cases) // _LOOKED_AT)]  # evenly, as tables are often sorted
+        read = session.opened(cases, out, "reading", named=bool(choice.cases), dicom=output.dicom)
+        usable = [opened.case for opened in read]
+        looked_at = usable[:: -(-len(usable) // _LOOKED_AT)]  # evenly, as tables are often sorted
         with torch.no_grad():
             fitting = users_model.checked([users_model.image(trained.open(case).native) for case in looked_at])
         trained.network.requires_grad_(False)
         finder = Finder(session, fitting, reference, search, fast, output.detail)
         finder.check_seen(looked_at)
-        surveyed = finder.survey(read.cases, markers) if markers or limit is not None else []
-        rows = list(range(len(read.cases)))
+        surveyed = finder.survey(usable, markers) if markers or limit is not None else []
+        chosen = usable
         if limit is not None:
             decisions = [value > fitting.middle for value, _ in surveyed]
-            rows = balanced_rows(strata(read.cases, decisions), limit, search.seed)
+            chosen = [usable[row] for row in balanced_rows(strata(usable, decisions), limit, search.seed)]
         pasted = shortcuts.summarise(
             [tests for _, tests in surveyed],
             [value for value, _ in surveyed],
             fitting.middle,
-            [case.patient for case in read.cases],
+            [case.patient for case in usable],
             search.seed,
         )
         for name in markers.keys() - {row["label"] for row in pasted}:
             logger.warning("paste: all %d scored scans look as if %s was pasted already", len(surveyed), name)
-        figures = _Explanations(finder, store, out, output, markers).run(read, rows, pasted)
+        figures = _Explanations(finder, store, out, output, markers).run(chosen, read.failures, pasted)
         numbers = {name: value for name, value in figures.items() if isinstance(value, int | float)}
         log_to_open_run(numbers, [out / "explained.png", out / "labels.png"], "explained")
         return figures
@@ -217,8 +220,10 @@ class _Explanations:
     output: EditedImages
     markers: Mapping[str, Floats]
 
-    def run(self, read: sessions.ReadCases, rows: Sequence[int], pasted: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Explain the cases in some rows, and return the figures of the result, with those of the test by pasting."""
+    def run(
+        self, chosen: Sequence[Case], unread: Sequence[Failure], pasted: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Explain the cases and return the figures of the result, with those of the test by pasting."""
         session, folder = self.finder.session, self.folder
         transforms.check_invertible(session.trained.preprocessing)
         directions, omitted = self.finder.reference.directions(self.finder.search, session.trained.sha256)
@@ -226,12 +231,11 @@ class _Explanations:
             reason = f"the encoder sees {session.encoder_key}, which a counterfactual does not change"
             directions, omitted = [], omitted | {each.target: reason for each in directions}
         test = shortcuts.DirectTest(directions, tables.z_matrix(self.finder.reference.training), self.markers)
-        self._explain(read, rows, test)
-        chosen = [read.cases[row] for row in rows]
+        self._explain(chosen, test)
         done = self.store.read().set_index("id")
         errors = done["error"].to_dict()
         failures = [Failure(case.id, case.file, errors[case.id]) for case in chosen if errors[case.id]]
-        write_failures(folder / "failures.csv", [*read.failures, *failures])
+        write_failures(folder / "failures.csv", [*unread, *failures])
         cases = [case for case in chosen if not errors[case.id]]
         check_any_usable(len(cases), failures)
         found = [torch.load(BytesIO(done["found"][case.id]), weights_only=True) for case in cases]
@@ -257,7 +261,7 @@ class _Explanations:
         return {
             "num_cases": len(cases),
             "num_reached": len(reached),
-            "num_failed": len(read.failures) + len(failures),
+            "num_failed": len(unread) + len(failures),
             **medians,
             **edit.mean_shares(reached),
             "labels": labels,
@@ -265,13 +269,13 @@ class _Explanations:
             "omitted_labels": omitted,
         }
 
-    def _explain(self, read: sessions.ReadCases, rows: Sequence[int], test: shortcuts.DirectTest) -> None:
+    def _explain(self, chosen: Sequence[Case], test: shortcuts.DirectTest) -> None:
         """Explain the cases that an interrupted run has not explained."""
         done = self.store.read(["error"]).reindex(columns=["id", "error"])
         for name in () if len(done) else _FOLDERS:
             remove_images(self.folder / name)
         num_pictured, known = int((done["error"] == "").sum()), set(done["id"])
-        left = [read.cases[row] for row in rows if read.cases[row].id not in known]
+        left = [case for case in chosen if case.id not in known]
         for case in track(left, f"explaining {counted(len(left), 'case')}"):
             error, file = "", BytesIO()
             try:
