@@ -93,6 +93,9 @@ class SplitCohort:
             CohortError: no case has such an id, or none is in the split.
         """
         if ids:
+            reasons = {failure.case_id: failure.reason for failure in self.failures}
+            if unread := [name for name in map(str, ids) if name in reasons]:
+                raise CohortError(f"cases: '{unread[0]}' cannot be used ({reasons[unread[0]]}); omit it")
             return find_cases(self.cases, [str(name) for name in ids])
         cases = [case for case in self.cases if split in (None, case.split)][:limit]
         if self.cases and not cases:

@@ -418,16 +418,19 @@ def test_slices_that_cannot_be_used_are_skipped(caplog):
 def test_a_volume_of_one_slice_is_one_image_and_comes_back_as_the_volume(tmp_path, codes, flat):
     shape = [6, 9, 8]
     shape[flat] = 1
-    nib.save(oriented(np.random.default_rng(0).random(shape).astype("f4"), (1.0, 2.0, 3.0), codes), tmp_path / "a.nii")
+    values = np.random.default_rng(0).integers(9, size=shape).astype("i2")
+    nib.save(oriented(values, (1.0, 2.0, 3.0), codes), tmp_path / "a.nii")
     source = nib.load(tmp_path / "a.nii")
-    exact = [ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 1))]
+    exact = [ReadScand("image", 2), ToModelRanged("image", method="none", model_range=(0, 8))]
     space = CaseSpace(exact, {"image": str(tmp_path / "a.nii")}, lambda _: ())
     assert list(space.spaces) == [None]
     assert torch.equal(space.inputs("image")[0], exact[0]({"image": str(tmp_path / "a.nii")})["image"].as_tensor())
-    native = NativeSpace(exact, {"image": str(tmp_path / "a.nii")})  # as ``reconstruct`` and ``edit`` write it
-    for array, scan in ((space.back(space.inputs("image")), space.scan), (native.back(native.image), native.scan)):
+    native = NativeSpace(exact, {"image": str(tmp_path / "a.nii")})  # as ``reconstruct`` writes it
+    whole = space.back(space.inputs("image")), space.scan
+    for array, scan in (whole, *((each.back(each.image), each.scan) for each in (native, space.native))):
         written = nib.load(write_native(tmp_path / "out.nii", array, scan))
         np.testing.assert_array_equal(written.get_fdata(), source.get_fdata())
+        assert written.get_data_dtype() == "i2"
         assert written.shape == source.shape
         assert np.array_equal(written.affine, source.affine)
     with pytest.raises(ConfigError, match="^slice: is 0, but the image is 2D and has no slices; leave it out$"):

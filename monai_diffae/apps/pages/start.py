@@ -253,8 +253,10 @@ class FirstHour:
         if edited:
             grades = {"embeddings": data.embeddings, "out": self.out / "grades.csv", "direction": edited[0]}
             yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
-        unusual = {**opened, "out": self.out / "anomaly", "split": page_data.held_out_split(data.table), "limit": 8}
-        yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
+        if data.result("embeddings") is not None:
+            split = page_data.held_out_split(data.table)
+            unusual = {**opened, "out": self.out / "anomaly", "split": split, "limit": 8}
+            yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
         if data.few_images is not None:
             name, scans = _SHIPPED[data.spatial_dims]
             why = f"There are few scans. If they are {scans}, embed them with a trained model, or train it further:"

@@ -157,7 +157,8 @@ def decode(
     - ``components``: moved along the principal components of z_sem, named by component and strength.
       ``out/components.csv`` has the components' standard deviation and share of the variance.
 
-    ``out/<show>.png`` shows them.
+    ``out/<show>.png`` shows them in the model's grid. With a 2D bundle, a case is a slice of a volume; the table of
+    ``embed`` has the ids.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -184,9 +185,14 @@ def decode(
     if show == "path" and codes.blend is None:
         raise ConfigError("blend: is required to show a path; give the case at its end")
     grid = _grid(f"{show} without a case" if case is None else show, codes, series)
-    trained = sessions.open_bundle(bundle, decoding=decoding, run=run.batched)
     combinations = [each for group in grid.values() for each in group]
-    axes = Axes.read({name for each in combinations for name in each.moves}, embeddings, trained)
+    lines = {name for each in combinations for name in each.moves}
+    if (embeddings is not None) != any(map(str.isdecimal, lines)):
+        raise ConfigError("embeddings: principal components are computed from the table; give it with them, or omit it")
+    if "0" in lines:
+        raise ConfigError("moves: components are counted from 1, and 0 is none; choose another")
+    trained = sessions.open_bundle(bundle, decoding=decoding, run=run.batched)
+    axes = Axes.read(lines, embeddings, trained)
     session = (
         None if cohort is None else sessions.Session.of(trained, cohort, reading=Reading(columns), run=run.batched)
     )
@@ -313,14 +319,10 @@ class Axes:
         """Read the direction files of these names, and compute components up to the highest number among them."""
         directions = {name: read_direction(name, trained) for name in names if not name.isdecimal()}
         numbers = [int(name) for name in names if name.isdecimal()]
-        if not numbers and embeddings is not None:
-            raise ConfigError("embeddings: only principal components need the table; omit it")
-        if not numbers:
-            return cls(directions)
-        if min(numbers) < 1:
-            raise ConfigError("moves: components are counted from 1; give a number from 1")
+        for direction in directions.values():
+            direction.warn_if_chance()
         if embeddings is None:
-            raise ConfigError("embeddings: the components are computed from them; give the table, or omit components")
+            return cls(directions)
         z_train = tables.z_matrix(tables.read_training_rows(embeddings))
         table_origin.check_same_model(embeddings, trained.folder)
         table_origin.warn_of_other_preprocessing(embeddings, trained)

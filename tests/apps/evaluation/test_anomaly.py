@@ -97,6 +97,13 @@ def test_a_bundle_is_calibrated_once_with_the_same_cases_and_again_with_others(b
     assert len(fewer.scores) == 2
 
 
+def test_a_bundle_is_not_calibrated_for_cases_that_do_not_exist(bundle, tiny_bundle, tmp_path):
+    before = (bundle / "models" / "anomaly.safetensors").read_bytes()
+    with pytest.raises(CohortError):
+        mdae.anomaly(bundle, tiny_bundle.cohort, tmp_path, cases=["nobody"], calibrate_with=tiny_bundle.cohort, draws=2)
+    assert (bundle / "models" / "anomaly.safetensors").read_bytes() == before
+
+
 def test_a_bundle_that_is_not_calibrated_uses_the_validation_cases_of_its_training(bundle, tiny_bundle, tmp_path):
     (bundle / "models" / "anomaly.safetensors").unlink()
     mdae.anomaly(bundle, tiny_bundle.cohort, tmp_path, split="test", limit=1)
