@@ -193,7 +193,7 @@ def _shown(line: Iterable[str]) -> list[str]:
 
 
 def _cell(line: dict[str, Any], name: str) -> str:
-    ends = f" ({short(line[f'{name}_low'])}-{short(line[f'{name}_high'])})" if f"{name}_low" in line else ""
+    ends = f" ({short(line[f'{name}_low'])} to {short(line[f'{name}_high'])})" if f"{name}_low" in line else ""
     return "" if line[name] is None else f"{short(line[name])}{ends}"
 
 
