@@ -210,9 +210,7 @@ class Session:
         dicom: bool = False,
     ) -> OpenedCases:
         """Cases to open one after the other; the other arguments are those of :meth:`read`."""
-        unwritable = unwritable_series(cases) if dicom else []
-        lost = {each.case_id for each in unwritable}
-        usable = [case for case in cases if case.id not in lost]
+        usable, unwritable = _writable(cases, dicom)
         failures = [*([] if named else self.cohort.failures), *unwritable]
         text = f"{text} {counted(len(usable), 'case')}"
         return OpenedCases(self.trained, usable, out / failures_name, text, failures)
@@ -230,10 +228,9 @@ class Session:
 
         With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
         """
-        unwritable = unwritable_series(cases) if dicom else []
-        listed, lost = [] if named else self.cohort.failures, {each.case_id for each in unwritable}
+        (usable, unwritable), listed = _writable(cases, dicom), [] if named else self.cohort.failures
         dataset = CachedCases(
-            [case.item() for case in cases if case.id not in lost],
+            [case.item() for case in usable],
             self.trained.preprocessing,
             cache_dir=out / ".cache",
             num_workers=self.reading.workers_for(len(cases)),
@@ -258,13 +255,11 @@ class Session:
         return np.concatenate(parts)
 
 
-@torch.no_grad()
-def decode_in_batches(trained: TrainedBundle, z_sem: Tensor, x_T: Tensor, batch_size: int) -> Tensor:
-    """Decode images (N, C, *S), ``batch_size`` at once; a single x_T (1, C, *S) or z_sem (1, D) serves all images."""
-    count = max(len(z_sem), len(x_T))
-    z_sem, x_T = z_sem.expand(count, -1), x_T.expand(count, *x_T.shape[1:])
-    batches = zip(z_sem.split(batch_size), x_T.split(batch_size), strict=True)
-    return torch.cat([trained.inferer.decode(z, trained.network, x) for z, x in batches])
+def _writable(cases: Sequence[Case], dicom: bool) -> tuple[list[Case], list[Failure]]:
+    """The cases; with ``dicom``, those that cannot be written as new series are failures."""
+    unwritable = unwritable_series(cases) if dicom else []
+    lost = {each.case_id for each in unwritable}
+    return [case for case in cases if case.id not in lost], unwritable
 
 
 def open_bundle(bundle: PathLike, *, decoding: Decoding | Sampling | None = None, run: Run) -> TrainedBundle:

@@ -14,7 +14,7 @@ from monai_diffae import bundle as bundles
 from monai_diffae import metrics, pictures
 from monai_diffae.apps.command import command
 from monai_diffae.apps.evaluation.calibrate import FAILURES, Calibration, load_calibrated
-from monai_diffae.apps.record import only_run, remove_images, run_once
+from monai_diffae.apps.record import remove_images, run_once
 from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import NONE_GIVEN, Choice, Columns, Reading, UnbatchedRun
 from monai_diffae.bundle.layout import ANOMALY, models_folder
@@ -94,8 +94,7 @@ def anomaly(
     else:
         volumes, _ = cohort_split.gather_slices(session.choose(Choice(split=choice.split)), [])
         cases = [cohort_split.whole_scan(slices[0]) for slices in volumes.values()][: choice.limit]
-    with only_run(out):
-        detector, num_lost = load_calibrated(session, calibration, out)
+    detector, num_lost = load_calibrated(session, calibration, out)
     checksum = file_checksum(models_folder(bundle) / ANOMALY)
     made_from = session.made_from(
         cases, decodes=False, uses_masks=True, calibration=checksum, quantile=quantile, num_pictures=num_pictures

@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter
 
 from monai_diffae import bundle as bundles
 from monai_diffae import inferers, metrics
+from monai_diffae.apps.record import only_run
 from monai_diffae.apps.settings import Choice, Seed, Split
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case
@@ -82,7 +83,8 @@ def load_calibrated(
     num_failed = 0
     detector = None if session.run.overwrite else bundles.AnomalyDetector.load_if_usable(trained)
     if detector is None or detector.settings != settings or not made_from.items() <= detector.made_from.items():
-        read = session.read(cases, out, FAILURES)
+        with only_run(out):
+            read = session.read(cases, out, FAILURES)
         rows = track(range(len(read.cases)), f"calibrating with {len(read.cases)} cases")
         num_failed = len(read.failures)
         made_from["num_patients"] = len({case.patient for case in read.cases})

@@ -78,7 +78,7 @@ class Combination:
     noise_of: str | None = None
     """Id of the case whose x_T is used instead."""
     noise_seed: Seed | None = None
-    """Use Gaussian noise of this random seed as x_T instead, instead of the x_T of any case. ``variations``, and
+    """Use Gaussian noise of this random seed as x_T, instead of that of any case. ``variations``, and
     ``components`` without a case, always use noise, by default of seed 0."""
     detail: Detail = "model"
     """``model`` writes what the model decodes; ``own`` adds the change to the scan, which keeps its own detail (only
@@ -211,13 +211,13 @@ def decode(
         opened = {} if session is None else dict(zip(names, map(trained.open, cases), strict=True))
         # a variation depends on no other, to the bit
         at_once = 1 if show == "variations" else inferers.images_at_once(trained.image_shape[1:])
-        groups, parts = list(grid.values()), []
+        inferer, groups, parts = trained.inferer.replace(batch_size=at_once), list(grid.values()), []
         num_groups = max(1, at_once // len(groups[0]))
         for start in track(range(0, len(groups), num_groups), f"decoding {counted(len(groups), 'image')}"):
             part = groups[start : start + num_groups]
             codes_of_part = [each.codes(case, opened, axes, trained) for group in part for each in group]
             z_sem, x_T = map(torch.cat, zip(*codes_of_part, strict=True))
-            images_of_part = sessions.decode_in_batches(trained, z_sem, x_T, at_once)
+            images_of_part = inferer.decode(z_sem, trained.network, x_T)
             parts.append(images_of_part.unflatten(0, (len(part), -1)).mean(dim=1))
         decoded = torch.cat(parts)
         remove_images(images)
@@ -255,7 +255,7 @@ def _grid(kind: str, codes: Combination, series: Series) -> dict[str, list[Combi
         raise ConfigError(f"{unused[0]}: is not used to show {kind}; omit it")
     codes.check_detail()
     if codes.blend is None and codes.weight != defaults["weight"]:
-        raise ConfigError("weight: is how much of the case to blend with; give blend, or omit it")
+        raise ConfigError("weight: is only used with blend; give the second case, or omit it")
     if kind.startswith("components") and (both := {str(n) for n in series.components} & codes.moves.keys()):
         raise ConfigError(f"moves: component {min(both)} is shown at all strengths; omit it here")
     first = codes.noise_seed or 0

@@ -224,8 +224,9 @@ class _Edits:
         edited: list[pd.DataFrame] = []
         shown: list[CasePicture] = []
         for opened in cases:
-            for name in () if edited else ("images", "differences"):
-                remove_images(self.folder / name)
+            if not edited:  # an earlier result stays if no case can be used
+                remove_images(self.folder / "images")
+                remove_images(self.folder / "differences")
             rows, images, differences = self._edit(opened)
             changes = self._write(opened, images, differences)
             edited.append(rows.join(pd.DataFrame(shares_in_mask(opened, change) for change in changes)))

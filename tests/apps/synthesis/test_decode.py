@@ -90,7 +90,7 @@ def test_codes_are_blended_moved_and_exchanged(labelled, ids):
         ({"moves": {"1": 1}}, "embeddings: principal components are computed from the table"),
         ({"embeddings": "e.parquet"}, "embeddings: principal components are computed from the table"),
         ({"moves": {"0": 1}, "embeddings": "e.parquet"}, "moves: components are counted from 1"),
-        ({"weight": 0.9}, "weight: is how much of the case to blend with"),
+        ({"weight": 0.9}, "weight: is only used with blend"),
         ({"show": "components", "moves": {"2": 1}}, "moves: component 2 is shown at all strengths"),
         ({"noise_seed": 1, "detail": "own"}, "own is for edits with the case's own x_T"),
         ({"show": "path"}, "blend: is required"),
