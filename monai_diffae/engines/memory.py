@@ -20,6 +20,7 @@ from monai_diffae.diffusion.steps import KEPT_IMAGES
 from monai_diffae.engines.precision import Precision, autocast, resolve_precision
 from monai_diffae.errors import DiffAEError, MachineError
 from monai_diffae.networks import FirstStage
+from monai_diffae.networks.blocks import ChannelGroupNorm
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,9 @@ def training_memory(
     """The peak memory of a step with AdamW and EMA on batches (B, C, *S); the network may be on the ``meta`` device."""
     with FakeTensorMode():
         step = _without_data(network, batch_shape)
+        for module in step.modules():
+            if isinstance(module, ChannelGroupNorm):
+                module.uses_faster_backward = torch.device(device).type == "cpu"
         with _LiveBytes() as live:
             x0, x_t, target = (torch.empty(batch_shape) for _ in range(3))
             loss = (_predict(step, x0, x_t, dtype).float() - target).square().mean()

@@ -61,7 +61,8 @@ class ResumableTrainer(SupervisedTrainer):
     Args:
         precision: ``auto`` (bf16 if the hardware has it, else fp32), ``fp32``, ``bf16`` or ``fp16``.
         max_grad_norm: larger gradients are scaled down to this norm; None: no clipping.
-        channels_last: use this memory format for network and images: 3 to 9 % faster in 2D on a CPU with bf16.
+        channels_last: use this memory format for network and images. On a CPU, a step then takes 17 % (bf16) and 14 %
+            (float32) less time in 2D, 7 % less with bf16 in 3D, and the same with float32 in 3D.
         kwargs: arguments of ``monai.engines.SupervisedTrainer``. ``loss_function`` must not reduce.
     """
 

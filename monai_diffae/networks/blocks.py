@@ -16,6 +16,7 @@ from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError
+from monai_diffae.networks.group_norm import ChannelsLastGroupNorm, has_faster_backward
 
 
 def group_count(channels: int) -> int:
@@ -101,15 +102,24 @@ def shown_divisors(divisors: Sequence[int]) -> str:
 
 
 class ChannelGroupNorm(nn.GroupNorm):
-    """GroupNorm that derives its number of groups from the width and computes in float32 for any input dtype."""
+    """GroupNorm that derives its number of groups from the width and computes in float32 for any input dtype.
+
+    Attributes:
+        uses_faster_backward: whether training on a CPU may use ``networks/group_norm.py``; outputs are the same.
+    """
+
+    uses_faster_backward: bool = True
 
     def __init__(self, channels: int) -> None:
         super().__init__(group_count(channels), channels)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C, *S); the output has the dtype of the input. Float32 inputs are not converted."""
-        h = F.group_norm(input.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps)
-        return h.to(input.dtype)
+        weight, bias = self.weight.float(), self.bias.float()
+        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
+            if self.uses_faster_backward and has_faster_backward(input):
+                return ChannelsLastGroupNorm.apply(input, weight, bias, self.num_groups, self.eps)
+        return F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).to(input.dtype)
 
 
 class HalvingPool(nn.Module):

@@ -13,6 +13,7 @@ from monai.networks.nets import resnet10
 from tiny_bundles import tiny_kl
 
 from monai_diffae.engines import memory
+from monai_diffae.engines.precision import autocast
 from monai_diffae.errors import MachineError
 from monai_diffae.networks import FirstStage, anisotropic_strides, build_autoencoder
 
@@ -38,20 +39,27 @@ def test_states_are_the_weights_their_average_and_two_moments_and_frozen_weights
     assert trained.kept > frozen.kept
 
 
-def test_what_is_kept_is_what_autograd_keeps():
-    net, x = network(), torch.rand(SHAPE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_is_what_autograd_keeps(dtype):
+    last = torch.channels_last_3d
+    net, x = network().to(memory_format=last), torch.rand(SHAPE).to(memory_format=last)
     kept = {}
 
     def see(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor), autocast("cpu", dtype):
         output = net(x, torch.tensor([1, 2]), x)
     weights = {p.untyped_storage().data_ptr() for p in net.parameters()}
     expected = sum(size for place, size in kept.items() if place not in weights)
     assert output.requires_grad
-    assert memory.training_memory(net, SHAPE).kept == pytest.approx(expected, rel=0.05)
+    assert memory.training_memory(net, SHAPE, dtype=dtype).kept == pytest.approx(expected, rel=0.05)
+
+
+def test_a_gpu_keeps_the_inputs_of_group_norm_in_float32_and_a_cpu_in_bfloat16():
+    cpu, gpu = (memory.training_memory(network(), SHAPE, device, torch.bfloat16).kept for device in ("cpu", "cuda"))
+    assert cpu < 0.9 * gpu
 
 
 def test_a_first_stage_takes_more_for_larger_volumes_and_to_decode():
