@@ -6,6 +6,9 @@ LABEL_VENV := .venv-label
 LABEL_BIN := $(LABEL_VENV)/bin
 AUDIT_VENV := .venv-audit
 
+# compiled modules are kept, as hundreds of processes of the tests import the same ones
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-robustness test-wheel test-browser test-label test-orthanc check audit dist golden weights zoo-check zoo-entry configs docs clean
 

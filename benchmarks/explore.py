@@ -60,7 +60,7 @@ def main() -> None:
     for quality in qualities:
         times = []
         for move in range(arguments.moves):
-            recipe = Recipe(case=0, components={1: 0.1 * move + 0.1})
+            recipe = Recipe(case=0, moves={"1": 0.1 * move + 0.1})
             times.append(milliseconds(partial(page.image, recipe, "a", quality)))
         steps = page.studio.preview_steps if quality == "preview" else page.studio.steps
         print(f"{quality}: {median(times)}, {steps} evaluations", flush=True)

@@ -127,7 +127,7 @@ def measure_decoding(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
         for spacing in SPACINGS:
             for n in BUDGETS if solver_facts(SOLVERS[solver]).order == 1 else BUDGETS[:4]:
                 inferer = DiffusionAutoencoderInferer(schedule, solver=solver, steps=n, spacing=spacing)
-                add(solver, spacing, inferer.steps, partial(inferer.decode, z_sem, x_T, network))
+                add(solver, spacing, inferer.steps, partial(inferer.decode, z_sem, network, x_T))
     for name, scheduler in monai_schedulers(bundle).items():
         for n in BUDGETS:
             add(name, "its own", n, partial(monai_decode, bundle, scheduler, z_sem, x_T, n))

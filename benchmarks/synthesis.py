@@ -146,7 +146,7 @@ def measure_samples(session: Session, args: argparse.Namespace) -> dict[str, Any
     images_train, _ = images_of(session, "train", args.target, args.out)
     images_test, _ = images_of(session, "test", args.target, args.out)
     x_T = image_noise(tuple(images_train.shape[1:]), args.seed, list(range(count)))
-    decoded = session.decode(z_sem[:count], x_T)
+    decoded = session.trained.inferer.decode(z_sem[:count], session.trained.network, x_T)
     pixels = [images.flatten(1).numpy() for images in (decoded, images_train, images_test)]
     figures["copying_ratio_pixels"] = copying_ratio(*pixels)
     pd.DataFrame({k: [json.dumps(v)] for k, v in figures.items()}).to_csv(args.out / "samples.csv", index=False)

@@ -33,6 +33,7 @@ from .apps.training.import_official import import_official as import_official
 from .apps.training.init import init as init
 from .apps.training.list_scans import list_scans as list_scans
 from .apps.training.plan import plan as plan
+from .apps.training.prepare import prepare as prepare
 from .apps.training.sample_data import sample_data as sample_data
 from .apps.training.train import train as train
 from .apps.training.train_latent import train_latent as train_latent

@@ -54,6 +54,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("apps.training.verify", _START, "scans.csv verified"),
     Command("apps.training.init", _START, "my_model --bundle diffae_2d"),
     Command("apps.training.plan", _START, "scans.csv --minutes 30"),
+    Command("apps.training.prepare", _TRAIN, "my_model scans.csv prepared --part 3/16"),
     Command("apps.training.train", _TRAIN, "my_model scans.csv --minutes 30"),
     Command("apps.training.train_latent", _TRAIN, "my_model scans.csv"),
     Command("apps.training.distill", _TRAIN, "my_model scans.csv --steps 4"),

@@ -18,9 +18,10 @@ from monai_diffae.apps.settings import Choice, Decoding, Reading, Run, Sampling
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import read_values
 from monai_diffae.bundle.config import check_rules, is_formula
+from monai_diffae.bundle.description import made_by_preprocessing
 from monai_diffae.bundle.loading import inferer_overrides, inferer_settings, latent_statistics, load_bundle
 from monai_diffae.bundle.model import ModelCase, TrainedBundle
-from monai_diffae.data.cached import CachedCases
+from monai_diffae.data.cached import CachedCases, ScanCache
 from monai_diffae.data.cases import Case, SplitOrigin
 from monai_diffae.data.cohort_split import ModelImages, SplitCohort, split_cohort
 from monai_diffae.data.cohorts import COLUMN_ROLES, column_names
@@ -143,6 +144,17 @@ class Session:
         return self.trained.encoder_key
 
     @property
+    def _item_keys(self) -> list[str]:
+        return list(dict.fromkeys([*self.trained.image_keys, self.encoder_key]))  # a transform may make the latter
+
+    def open_cache(self, process: int = 0) -> ScanCache | None:
+        """The preprocessed scans in ``cache_dir``, if it is given."""
+        if self.reading.cache_dir is None:
+            return None
+        made_from = made_by_preprocessing(self.trained.config)
+        return ScanCache(self.reading.cache_dir, made_from, self._item_keys, process=process)
+
+    @property
     def encoder_sees_decoded_images(self) -> bool:
         """Whether the encoder can look at decoded images: not if it sees another file of the case."""
         return self.encoder_key == "image" or self.encoder_key not in self.trained.image_keys
@@ -229,12 +241,14 @@ class Session:
         With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
         """
         (usable, unwritable), listed = _writable(cases, dicom), [] if named else self.cohort.failures
+        cache_dir = self.reading.cache_dir
         dataset = CachedCases(
             [case.item() for case in usable],
             self.trained.preprocessing,
-            cache_dir=out / ".cache",
+            cache_dir=cache_dir or out,
+            made_from=cache_dir and made_by_preprocessing(self.trained.config),
             num_workers=self.reading.workers_for(len(cases)),
-            keys=list(dict.fromkeys([*self.trained.image_keys, self.encoder_key])),  # a transform may make the latter
+            keys=self._item_keys,
         )
         dataset.failures, dataset.failures_name = unwritable, failures_name
         try:

@@ -166,6 +166,8 @@ class Reading:
     """Names that the table uses for image, id, patient or split, e.g. ``image=file patient=subject``."""
     workers: Annotated[int, Ge(0)] | None = None
     """Processes that read scans ahead; 0: none; by default one per core (at most 8) for 256 cases or more."""
+    cache_dir: Path | None = None
+    """Folder made by ``prepare``, from which preprocessed scans are read; those that it lacks are added."""
 
     def workers_for(self, num_cases: int, num_processes: int = 1) -> int:
         """The number of workers for a cohort, in each of ``num_processes`` processes on this machine."""

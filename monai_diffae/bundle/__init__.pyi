@@ -24,5 +24,6 @@ from .training import check_run as check_run
 from .training import check_training as check_training
 from .training import describe_latent as describe_latent
 from .training import describe_model as describe_model
+from .training import describe_preprocessing as describe_preprocessing
 from .training import fit_first_stage as fit_first_stage
 from .training import running_config as running_config

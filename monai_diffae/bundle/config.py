@@ -308,7 +308,6 @@ RULES: dict[str, _Rule] = {
             "lpips_weight",
             "mixed",
             "checkpoint_minutes",
-            "cache_gib",
             "region_margin_mm",
         ),
         _number(0),

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_diffae.bundle.code import check_code, looks_like_path, strings, with_defaults
-from monai_diffae.bundle.config import MODEL_ROOTS, SEPARATOR, is_formula, model_config, references
+from monai_diffae.bundle.config import (
+    MODEL_ROOTS,
+    SEPARATOR,
+    is_formula,
+    model_config,
+    preprocessing_checksum,
+    preprocessing_config,
+    references,
+)
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
 from monai_diffae.data.atomic import write_atomic
@@ -69,7 +77,7 @@ _OF_THE_RUN = {
     "save_execute_config",
     "tracking_uri",
     "embeddings",
-    "cache_gib",
+    "cache_dir",
     "check_memory",
     "trust",
 }
@@ -129,6 +137,11 @@ def recipe_of(description: Mapping[str, Any]) -> str:
 def versions() -> dict[str, str]:
     """The versions of the packages that make a model what it is."""
     return {name: version(name.replace("_", "-")) for name in ("monai_diffae", "monai", "torch")}
+
+
+def made_by_preprocessing(config: Mapping[str, Any]) -> dict[str, str]:
+    """What preprocessed images depend on besides the scans, by a model's description."""
+    return {"preprocessing": preprocessing_checksum(preprocessing_config(config)), **versions()}
 
 
 def evaluated(parser: ConfigParser, value: Any, id: str) -> Any:

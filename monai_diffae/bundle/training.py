@@ -33,7 +33,7 @@ from monai_diffae.bundle.config import (
     sequence_values,
     without_effect,
 )
-from monai_diffae.bundle.description import describe, describe_training, versions, write_values
+from monai_diffae.bundle.description import describe, describe_training, made_by_preprocessing, versions, write_values
 from monai_diffae.bundle.first_stages import PREPARATION
 from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
@@ -283,6 +283,11 @@ def fit_first_stage(first_stage: FirstStage) -> None:
             _LEAST_SSIM,
             ", ".join(PREPARATION),
         )
+
+
+def describe_preprocessing() -> dict[str, str]:
+    """What the images depend on, besides the scans, that the running configuration's preprocessing makes."""
+    return made_by_preprocessing(describe(running_parser(), ("preprocessing",)))
 
 
 def describe_latent(z_channels: int, autoencoder_sha256: str) -> dict[str, Any]:

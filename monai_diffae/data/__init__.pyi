@@ -1,4 +1,5 @@
 from .cached import CachedCases as CachedCases
+from .cached import remove_cache as remove_cache
 from .cases import Case as Case
 from .cohort_split import ModelImages as ModelImages
 from .cohort_split import SplitCohort as SplitCohort

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, locks between processes, and a table that grows by such files."""
+"""Files that are complete or absent, locks between processes, and folders that grow by such files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import re
 import secrets
 import shutil
 import socket
+import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,6 +93,35 @@ def remove_abandoned(*folders: Path) -> None:
                 path.unlink()
 
 
+def scratch_folder(owner: object, parent: PathLike | None = None) -> Path:
+    """Make a folder that only this user can read, and that is deleted with its owner, or by the next one after a kill.
+
+    It is made in ``parent``, by default among the system's temporary files.
+    """
+    root = Path(tempfile.gettempdir() if parent is None else parent)
+    remove_abandoned(root)
+    folder = temporary_path(root)
+    with disk_errors(root.name):
+        folder.mkdir(mode=0o700, parents=True)
+    weakref.finalize(owner, _remove_scratch, folder, os.getpid())
+    return folder
+
+
+def _remove_scratch(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a worker that ends
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_space(folder: Path, num_bytes: int) -> None:
+    """Raise an error if the disk of a folder named by ``cache_dir``, which is made, has not so much room."""
+    with disk_errors("cache_dir"):
+        folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        needs = f"the cache needs {num_bytes / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free"
+        raise MachineError(f"cache_dir: {needs}; choose another disk")
+
+
 def is_abandoned(path: Path) -> bool:
     """Whether nothing was written to a file or folder for a day."""
     return time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S
@@ -151,50 +182,87 @@ class ProcessLock:
         self.release()
 
 
-# -- a table that grows ------------------------------------------------------------------------------------------------
+# -- folders that grow by parts ----------------------------------------------------------------------------------------
 
 _RECORD = ".made_from.json"  # readers of Parquet folders skip hidden files
 _ROWS = 10_000  # of a row group
 
 
-class PartStore:
-    """Rows by id, written by any number of processes; a killed run resumes with the ids that are missing.
+class PartFolder:
+    """A folder to which any number of processes add files, which are complete or absent and never change.
 
-    Each :meth:`append` writes one Parquet file, which is complete or absent. pandas, pyarrow, Spark and DuckDB
-    (``folder/*.parquet``) read the folder as one table. If an id was written twice, the later row counts here.
-    ``key`` (text, or values for JSON) is everything that the rows are made from; ``replace`` deletes parts that were
-    made from something else, instead of refusing them.
+    ``key`` (text, or values for JSON) is everything that the contents are made from; ``replace`` deletes parts that
+    were made from something else, instead of refusing them.
     """
 
-    def __init__(
-        self, folder: Path, key: Any, *, id_column: str = "id", process: int = 0, replace: bool = False
-    ) -> None:
-        self.folder, self.id_column, self.process = folder, id_column, process
+    suffix = ""  #: of the parts
+    content = "results of other settings or another model"  #: what a refused folder holds
+
+    def __init__(self, folder: Path, key: Any, *, process: int = 0, replace: bool = False) -> None:
+        self.folder, self.process = folder, process
         self._token = secrets.token_hex(4)
         self._number = 0
-        self._ids: dict[str, list[str]] = {}  # by the name of a part; parts never change
         self._key = {"made_from": json.loads(json.dumps(key, sort_keys=True))}
         remove_abandoned(folder)
         if self._parts() and self._recorded_key() != self._key:
             if not replace:
-                raise ConfigError(
-                    f"{folder.name}: holds results of other settings or another model; use the same again, or delete it"
-                )
+                raise ConfigError(f"{folder.name}: holds {self.content}; use the same again, or delete it")
             self.remove()
 
-    def append(self, rows: pd.DataFrame) -> None:
-        """Write rows as one part. Each part takes milliseconds, so collect some seconds of work before."""
-        if rows.empty:
-            return
+    def remove(self) -> None:
+        """Delete the parts, and the folder if nothing else is in it."""
+        for file in [*self._parts(), self.folder / _RECORD]:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds files of the user, or does not exist
+            self.folder.rmdir()
+        self._number = 0
+
+    def _add_part(self, write: Callable[[Path], object]) -> str:
+        """Write the next part; returns its name."""
         if not self._number:
             self._number = max((int(part.name.split("-")[1]) for part in self._parts()), default=0)
         if not (self.folder / _RECORD).exists():  # another process may have removed the folder
             write_json(self.folder / _RECORD, self._key)
         self._number += 1
-        name = f"part-{self._number:06d}-{self.process:04d}-{self._token}.parquet"  # by name: in the order of time
-        table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
-        write_atomic(self.folder / name, lambda path: _write(path, table))
-        self._ids[name] = table[self.id_column].to_pylist()
+        # by name: in the order of time
+        name = f"part-{self._number:06d}-{self.process:04d}-{self._token}{self.suffix}"
+        write_atomic(self.folder / name, write)
+        return name
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob(f"part-*{self.suffix}"))
+
+    def _recorded_key(self) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads((self.folder / _RECORD).read_text()))
+        except (OSError, ValueError):
+            return None
+
+    def _damaged(self, part: Path) -> MachineError:
+        return MachineError(f"{self.folder.name}/{part.name}: cannot be read; delete it and run again")
+
+
+class PartStore(PartFolder):
+    """Rows by id, written by any number of processes; a killed run resumes with the ids that are missing.
+
+    Each :meth:`append` writes one Parquet file. pandas, pyarrow, Spark and DuckDB (``folder/*.parquet``) read the
+    folder as one table. If an id was written twice, the later row counts here.
+    """
+
+    suffix = ".parquet"
+
+    def __init__(
+        self, folder: Path, key: Any, *, id_column: str = "id", process: int = 0, replace: bool = False
+    ) -> None:
+        super().__init__(folder, key, process=process, replace=replace)
+        self.id_column = id_column
+        self._ids: dict[str, list[str]] = {}  # by the name of a part
+
+    def append(self, rows: pd.DataFrame) -> None:
+        """Write rows as one part. Each part takes milliseconds, so collect some seconds of work before."""
+        if not rows.empty:
+            table = pa.Table.from_pandas(rows, preserve_index=False).replace_schema_metadata(None)
+            self._ids[self._add_part(lambda path: _write(path, table))] = table[self.id_column].to_pylist()
 
     def done(self) -> set[str]:
         """The ids of all rows, also those of other processes. Parts that were read before are not read again."""
@@ -213,26 +281,11 @@ class PartStore:
         table = pa.concat_tables(parts, promote_options="permissive").to_pandas()
         return table.drop_duplicates(self.id_column, keep="last").sort_values(self.id_column, ignore_index=True)
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._ids.clear()
-        self._number = 0
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.parquet"))
-
     def _load(self, part: Path, columns: list[str] | None = None) -> pa.Table:
         try:
             return pq.ParquetFile(part).read(columns)
         except (OSError, pa.ArrowException) as error:
-            raise MachineError(f"{self.folder.name}/{part.name}: cannot be read; delete it and run again") from error
-
-    def _recorded_key(self) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads((self.folder / _RECORD).read_text()))
-        except (OSError, ValueError):
-            return None
+            raise self._damaged(part) from error
 
 
 def _write(path: Path, table: pa.Table) -> None:

@@ -1,45 +1,280 @@
-"""A dataset that reads and preprocesses every scan once, and keeps the images in memory or on disk."""
+"""Preprocessed scans on disk: each scan is read once, whatever the number of processes, restarts and commands."""
 
-import contextlib
-import os
-import secrets
-import shutil
-import tempfile
-import weakref
+from __future__ import annotations
+
+import json
+import math
+import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
-from monai_diffae.data.atomic import ProcessLock, disk_errors
+from monai_diffae.data.atomic import PartFolder, check_space, scratch_folder
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, progress
-from monai_diffae.data.streamed import Arrays, check_size, log_failure, plain_tensor, preprocessed, read_hashed_stream
-from monai_diffae.errors import BusyError, CohortError, DiffAEError, MachineError, ScanError
+from monai_diffae.data.scan_states import item_states
+from monai_diffae.data.streamed import (
+    Arrays,
+    Items,
+    Transform,
+    check_size,
+    log_failure,
+    plain_tensor,
+    preprocessed,
+    read_hashed_stream,
+)
+from monai_diffae.errors import CohortError, DiffAEError, MachineError, ScanError, counted
 from monai_diffae.policies import OnBadScan, PathLike, check_choice
 
 Item = dict[str, Any]
 
+_PART_BYTES = 2**28
+_POLL_S = 1.0
+
+
+class _Image(NamedTuple):
+    offset: int  # in bytes
+    shape: tuple[int, ...]
+    checksum: int
+
+
+class _Row(NamedTuple):
+    part: str  # the file's name
+    content: str  # hash of the scan's files
+    reason: str | None  # why the scan cannot be used
+    images: dict[str, _Image]
+
+
+class ScanCache(PartFolder):
+    """Images of preprocessed scans, which any number of processes write, share and read.
+
+    A scan is known by its id, the slice, and names, sizes and times of its files: one that changes is read again. Each
+    part is a safetensors file, written every some seconds or 256 MiB; its metadata say why scans could not be used.
+    Images are read from the file, so that processes share them in the system's memory for files, and compared with a
+    checksum at their first use. :meth:`stream` tries failed scans again.
+
+    Args:
+        folder: the folder, which the first part creates.
+        made_from: everything that the images depend on besides the scans, as values for JSON.
+        keys: the names of the images.
+        process: number of this process, for the names of its parts.
+        replace: delete images that were made from something else; if not, they are refused.
+        save_every_s: seconds between parts.
+
+    Raises:
+        ConfigError: the folder holds images of another preprocessing.
+        MachineError: a part is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_diffae.data.scan_states import item_states
+        >>> read = lambda item: {"image": np.full((1, 2, 2), item["image"], np.float32)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache, items = ScanCache(Path(folder), "as they are"), [{"image": 3, "id": "a"}]
+        ...     _ = list(cache.stream(items, item_states(items), read))
+        ...     ScanCache(Path(folder), "as they are").images(item_states(items)[0])["image"].mean()
+        np.float32(3.0)
+    """
+
+    suffix = ".safetensors"
+    content = "scans that were preprocessed otherwise, or by another version"
+
+    def __init__(
+        self,
+        folder: Path,
+        made_from: Any,
+        keys: Sequence[str] = ("image",),
+        *,
+        process: int = 0,
+        replace: bool = False,
+        save_every_s: float = 10.0,
+    ) -> None:
+        super().__init__(folder, [made_from, sorted(keys)], process=process, replace=replace)
+        self.keys, self.save_every_s = keys, save_every_s
+        self._rows: dict[str, _Row] = {}  # by the state of a scan
+        self._read: set[str] = set()  # names of parts
+        self._checked: set[tuple[str, str]] = set()  # images
+        self._unsaved: dict[str, tuple[Arrays, str, str | None]] = {}
+        self._unsaved_bytes = 0
+        self._saved_at = time.monotonic()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for the parts that other processes have written."""
+        for part in self._parts():
+            if part.name not in self._read:
+                self._rows |= self._load(part)
+                self._read.add(part.name)
+
+    def is_usable(self, state: str) -> bool:
+        """Whether the images of a scan are here."""
+        return state in self._rows and self._rows[state].reason is None
+
+    def content_of(self, state: str) -> str:
+        """The hash of a scan's files."""
+        return self._rows[state].content
+
+    def reason(self, state: str) -> str | None:
+        """Why a scan cannot be used; None: it can be."""
+        return self._rows[state].reason
+
+    def shapes(self, state: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of a scan's images."""
+        return {name: image.shape for name, image in self._rows[state].images.items()}
+
+    def images(self, state: str) -> Arrays:
+        """Read a scan's images ``[C, *S]``, float32, by name."""
+        row = self._rows[state]
+        return {name: self._image(row.part, (state, name), image) for name, image in row.images.items()}
+
+    def stream(
+        self,
+        items: Items,
+        states: Sequence[str],
+        transform: Transform,
+        workers: int = 0,
+        ahead: int = 2,
+        finish: Callable[[Arrays], Arrays] | None = None,
+    ) -> Iterator[tuple[Arrays | Exception, str]]:
+        """Yield each item's images or error, and its hash, in order; scans that are not here are read and kept.
+
+        Args:
+            items: items of cases.
+            states: their :func:`~monai_diffae.data.scan_states.item_states`.
+            transform: the preprocessing.
+            workers: processes that read scans.
+            ahead: items that they read ahead in total.
+            finish: what this process does with the images of a scan before they are kept.
+        """
+        missing = [item for item, state in zip(items, states, strict=True) if not self.is_usable(state)]
+        read = read_hashed_stream(missing, transform, self.keys, workers, ahead)
+        is_first = True
+        try:
+            for state in states:
+                if self.is_usable(state):
+                    yield self.images(state), self.content_of(state)
+                    continue
+                result, content = next(read)
+                if isinstance(result, dict):
+                    result = result if finish is None else finish(result)
+                    if is_first:
+                        check_space(self.folder, len(missing) * sum(image.nbytes for image in result.values()))
+                        is_first = False
+                    self._add(state, result, content, None)
+                elif isinstance(result, ScanError):
+                    self._add(state, {}, content, str(result))
+                yield result, content
+        finally:
+            self._save()
+
+    def wait_for(self, states: Sequence[str], patience_s: float = 3600.0) -> None:
+        """Wait until other processes have read all scans; they get ``patience_s`` for each part."""
+        last, since = -1, time.monotonic()
+        while num_missing := sum(state not in self._rows for state in states):
+            if num_missing != last:
+                last, since = num_missing, time.monotonic()
+            elif time.monotonic() - since > patience_s:
+                raise MachineError(
+                    f"{self.folder.name}: {counted(num_missing, 'scan')} were not read by other processes; let all "
+                    "processes see this folder, and run the command again to resume"
+                )
+            time.sleep(_POLL_S)
+            self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_unsaved": {}}  # a worker that is spawned writes nothing
+
+    def _add(self, state: str, images: Arrays, content: str, reason: str | None) -> None:
+        self._unsaved[state] = images, content, reason
+        self._unsaved_bytes += sum(image.nbytes for image in images.values())
+        if self._unsaved_bytes > _PART_BYTES or time.monotonic() - self._saved_at > self.save_every_s:
+            self._save()
+
+    def _save(self) -> None:
+        if self._unsaved:
+            tensors: dict[str, NDArray[np.float32]] = {}
+            rows: dict[str, Any] = {}
+            for state, (images, content, reason) in self._unsaved.items():
+                rows[state] = content, reason, {name: zlib.crc32(image.data) for name, image in images.items()}
+                tensors |= {f"{state}/{name}": image for name, image in images.items()}
+            name = self._add_part(lambda path: save_file(tensors, path, {"scans": json.dumps(rows)}))
+            self._rows |= self._load(self.folder / name)
+            self._read.add(name)
+            self._unsaved.clear()
+        self._unsaved_bytes = 0
+        self._saved_at = time.monotonic()
+
+    def _load(self, part: Path) -> dict[str, _Row]:
+        """The rows of a part, from the header of its file."""
+        try:
+            with part.open("rb") as stream:
+                start = 8 + (length := int.from_bytes(stream.read(8), "little"))
+                header = json.loads(stream.read(min(length, part.stat().st_size)))
+            scans = json.loads(header.pop("__metadata__")["scans"])
+            ends = [start + each["data_offsets"][1] for each in header.values()]
+            if max(ends, default=start) != part.stat().st_size:
+                raise self._damaged(part)
+            rows = {}
+            for state, (content, reason, checksums) in scans.items():
+                places = {name: header[f"{state}/{name}"] for name in checksums}
+                images = {
+                    name: _Image(start + place["data_offsets"][0], tuple(place["shape"]), checksums[name])
+                    for name, place in places.items()
+                }
+                rows[state] = _Row(part.name, content, reason, images)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(part) from error
+        return rows
+
+    def _image(self, part: str, name: tuple[str, str], image: _Image) -> NDArray[np.float32]:
+        file = self.folder / part
+        try:
+            flat = np.fromfile(file, np.float32, math.prod(image.shape), offset=image.offset)
+        except OSError as error:
+            raise self._damaged(file) from error
+        if name not in self._checked:
+            if zlib.crc32(flat.data) != image.checksum:
+                raise self._damaged(file)
+            self._checked.add(name)
+        return flat.reshape(image.shape)
+
+
+def is_own_cache(folder: PathLike, output_dir: PathLike | None) -> bool:
+    """Whether a run's cache is in the folder of its results, and so ends with the run; other folders are shared."""
+    return output_dir is not None and Path(folder).resolve().is_relative_to(Path(output_dir).resolve())
+
+
+def remove_cache(folder: PathLike, output_dir: PathLike) -> None:
+    """Delete the :class:`ScanCache` of a run that is complete, see :func:`is_own_cache`, and no other files."""
+    if is_own_cache(folder, output_dir):
+        ScanCache(Path(folder), "nothing", replace=True)
+
+
+# -- the dataset of trainings and commands -----------------------------------------------------------------------------
+
 
 @dataclass(eq=False, repr=False)
 class CachedCases(Dataset[Item]):
-    """Preprocessed cases in memory, or on disk if they do not fit into memory.
+    """Preprocessed cases, kept in files that all processes and later runs read.
 
-    The first use (or :meth:`prepare`) reads every case once. A bad scan is skipped with a warning and listed in
-    :attr:`failures`; ``failures_name`` is the file that will list them, for messages. Random transforms get a seed that
-    is a function of (seed, epoch, index), so that an item does not depend on the number of workers or the order of the
-    items.
+    The first use (or :meth:`prepare`) reads every case once, unless it is in ``cache_dir`` already. A bad scan is
+    skipped with a warning and listed in :attr:`failures`; ``failures_name`` is the file that will list them, for
+    messages. Random transforms get a seed that is a function of (seed, epoch, index), so that an item does not depend
+    on the number of workers or the order of the items.
 
     Raises:
         CohortError: (on first use) no scan can be used.
-        MachineError: (on first use) the disk is too small for the cache, or a worker died.
+        ConfigError: (on first use) ``cache_dir`` holds images of another preprocessing.
+        MachineError: (on first use) the disk is too small, a file of the cache is damaged, or a worker died.
 
     Example:
         >>> read = lambda item: {"image": torch.full((1, 2, 2), item["image"])}
@@ -53,20 +288,25 @@ class CachedCases(Dataset[Item]):
     transform: Callable[[Any], Any]  #: the deterministic preprocessing, to ``[C, *S]`` under each of ``keys``
     #: the augmentation, a MONAI transform; it gets a mapping with ``keys`` only
     random_transform: Callable[[Any], Any] | None = None
-    #: folder for the disk cache, which is deleted at the end, or at the next start after a kill; by default that of the
-    #: system's temporary files
+    #: with ``made_from``: folder of a :class:`~monai_diffae.data.cached.ScanCache`, which is kept; without: where a
+    #: folder is made that is deleted at the end, by default among the system's temporary files
     cache_dir: PathLike | None = None
-    cache_gib: float = 4.0  #: the largest cache in memory, in GiB; a larger one is on disk
+    made_from: Any = None  #: what the images in ``cache_dir`` depend on besides the scans, as values for JSON
+    output_dir: PathLike | None = None  #: a cache in it is the run's own: one of another preprocessing is replaced
     num_workers: int | None = 0  #: processes that preprocess; 0 or None preprocesses in this process
+    rank: int = 0  #: number of this process among those that share the reading
+    world_size: int = 1  #: number of these processes; each has to call :meth:`prepare`
     seed: int = 0  #: random seed of ``random_transform``
     on_bad_scan: OnBadScan = "skip"  #: or ``"stop"`` to raise the :class:`ScanError` of the first bad scan
     keys: Sequence[str] = ("image",)  #: the entries of the transform's result to keep
+    cache_gib: float | None = None  #: without effect, for configurations of earlier versions
     epoch: int = field(default=0, init=False)  #: of plain indices; persistent workers need indices (epoch, index)
     failures: list[Failure] = field(default_factory=list, init=False)
     failures_name: str | None = field(default=None, init=False)
     _contents: list[tuple[str, str]] = field(default_factory=list, init=False)
     _items: list[Item] | None = field(default=None, init=False)
-    _stores: "dict[str, ArrayStore]" = field(default_factory=dict, init=False)
+    _states: list[str] = field(default_factory=list, init=False)  # of the items that can be used
+    _cache: ScanCache | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         check_choice("on_bad_scan", self.on_bad_scan, OnBadScan)
@@ -81,37 +321,49 @@ class CachedCases(Dataset[Item]):
         """The id of each case and the hash of its scan, taken while it was read; also of cases that cannot be used."""
         return self.prepare()._contents if self.data else []
 
-    def prepare(self) -> "CachedCases":
+    def prepare(self) -> CachedCases:
         """Read and preprocess all cases, if this has not been done, and return the dataset itself."""
         if self._items is not None:
             return self
         if not self.data and not self.failures:
             raise CohortError("there are no cases to read; check the cohort and its splits")
-        remove_abandoned_caches(self.cache_dir)
+        states, skipped = item_states(self.data), SkippedCases(self.failures_name)
+        cache, told = self._fill(states, skipped)
+        if self.world_size > 1:
+            cache.wait_for(states)
+            if torch.distributed.is_initialized():
+                torch.distributed.barrier()  # another process may have tried failed scans again
+            cache.refresh()
         items: list[Item] = []
-        skipped = SkippedCases(self.failures_name)
-        for index, (result, content) in enumerate(self._results()):
-            self._contents.append((str(self.data[index].get("id", index)), content))
-            error = result if isinstance(result, Exception) else self._keep(result)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for index, (item, state) in enumerate(zip(self.data, states, strict=True)):
+            self._contents.append((str(item.get("id", index)), cache.content_of(state)))
+            reason = cache.reason(state)
+            shapes = shapes or cache.shapes(state)
+            error = check_size(cache.shapes(state), shapes) if reason is None else ScanError(reason)
             if error is None:
-                items.append(self.data[index])
-            elif (isinstance(error, DiffAEError) and not isinstance(error, ScanError)) or self.on_bad_scan == "stop":
+                items.append(item)
+                self._states.append(state)
+            elif self.on_bad_scan == "stop":
                 raise error
             else:
-                self.failures.append(log_failure(self.data[index], index, self.keys[0], error, skipped))
+                failure = told.get(index) or log_failure(item, index, self.keys[0], error, skipped)
+                self.failures.append(failure)
         check_any_usable(len(items), self.failures)
-        for store in self._stores.values():
-            store.close()
-        self._items = items
+        self._items, self._cache = items, cache
         return self
 
-    def without_augmentation(self) -> "CachedCases":
+    def fill_cache(self) -> ScanCache:
+        """Read this process's share of the scans that the cache lacks, without waiting for others."""
+        return self._fill(item_states(self.data), SkippedCases(self.failures_name))[0]
+
+    def without_augmentation(self) -> CachedCases:
         """The same dataset without ``random_transform``; both share the cache."""
         plain = copy(self.prepare())
         plain.random_transform = None
         return plain
 
-    def images(self) -> "CachedCases":
+    def images(self) -> CachedCases:
         """The dataset whose items hold images: this one; a subclass whose items hold latents returns another."""
         return self
 
@@ -123,8 +375,8 @@ class CachedCases(Dataset[Item]):
         epoch, position = index if isinstance(index, tuple) else (self.epoch, index)
         items = self.items
         position = range(len(items))[position]
-        if self._stores:
-            arrays = {key: store[position] for key, store in self._stores.items()}
+        if self._cache is not None:
+            arrays = self._cache.images(self._states[position])
         else:
             arrays = preprocessed(self.transform, items[position], self.keys)
         tensors: Item = {key: torch.from_numpy(array) for key, array in arrays.items()}
@@ -141,139 +393,35 @@ class CachedCases(Dataset[Item]):
         """What :meth:`prepare` does with each image, for the line that shows progress."""
         return "reading and preprocessing"
 
-    def _results(self) -> Iterator[tuple[Arrays | Exception, str]]:
-        with progress(len(self.data), f"{self._task} {len(self.data)} images") as advance:
-            for result in read_hashed_stream(self.data, self.transform, self.keys, self.num_workers or 0):
+    @property
+    def _made_from(self) -> Any:
+        """What the images that are kept depend on besides the scans."""
+        return self.made_from
+
+    def _finished(self, arrays: Arrays) -> Arrays:
+        """What this process does with the images of a scan before they are kept."""
+        return arrays
+
+    def _fill(self, states: Sequence[str], skipped: SkippedCases) -> tuple[ScanCache, dict[int, Failure]]:
+        """Read this process's share of the scans that the cache lacks; also those that failed, by their position."""
+        if self.cache_dir is None or self.made_from is None:
+            folder = scratch_folder(self, self.cache_dir)
+        else:
+            folder = Path(self.cache_dir)
+        is_own = is_own_cache(folder, self.output_dir)
+        cache = ScanCache(folder, self._made_from, self.keys, process=self.rank, replace=is_own)
+        first, stop = (len(self.data) * number // self.world_size for number in (self.rank, self.rank + 1))
+        todo = [position for position in range(first, stop) if not cache.is_usable(states[position])]
+        items, missing = [self.data[position] for position in todo], [states[position] for position in todo]
+        failed: dict[int, Failure] = {}
+        with progress(len(todo), f"{self._task} {len(todo)} images") as advance:
+            results = cache.stream(items, missing, self.transform, self.num_workers or 0, finish=self._finished)
+            for position, item, (result, _) in zip(todo, items, results, strict=True):
                 advance()
-                yield result
-
-    def _keep(self, arrays: Arrays) -> ScanError | None:
-        """Store a result, or return an error if its size differs from the first result's."""
-        if not self._stores:
-            count = len(self.data)
-            gib = count * sum(a.nbytes for a in arrays.values()) / 1024**3
-            folder = make_cache_folder(self.cache_dir, gib) if gib > self.cache_gib else None
-            if folder is not None:
-                weakref.finalize(self, remove_cache_folder, folder, os.getpid())
-            self._stores = {
-                key: ArrayStore(count, a.shape, folder and folder / f"{key}.f32") for key, a in arrays.items()
-            }
-        error = check_size(arrays, {key: store.shape for key, store in self._stores.items()})
-        for key, array in arrays.items() if error is None else ():
-            self._stores[key].append(array)
-        return error
-
-
-# -- arrays in memory or on disk ---------------------------------------------------------------------------------------
-
-
-class ArrayStore:
-    """Up to ``count`` float32 arrays of one shape, on disk or in memory: first appended, then read by position."""
-
-    def __init__(self, count: int, shape: tuple[int, ...], path: Path | None) -> None:
-        self.shape, self.path, self.filled = shape, path, 0
-        self._array = np.empty((count, *shape), np.float32) if path is None else None
-        # written, not memory-mapped: a full disk then raises an error and does not kill the process
-        self._stream = None if path is None else open(path, "wb")  # noqa: SIM115
-
-    def append(self, array: NDArray[np.float32]) -> None:
-        """Add one array."""
-        if self._array is not None:
-            self._array[self.filled] = array
-        elif self._stream is not None:
-            with disk_errors("cache_dir"):
-                self._stream.write(np.ascontiguousarray(array).tobytes())
-        self.filled += 1
-
-    def close(self) -> None:
-        """Finish appending; call this before reading."""
-        if self._stream is not None:
-            with disk_errors("cache_dir"):
-                self._stream.close()  # it writes what is still in its buffer
-            self._stream = None
-
-    def __getitem__(self, position: int) -> NDArray[np.float32]:
-        """Return a copy of one array."""
-        if self._array is None:
-            self._array = np.memmap(str(self.path), np.float32, "r", shape=(self.filled, *self.shape))
-        return np.array(self._array[position])
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a spawned worker gets the name of the file, not its contents
-        return {**self.__dict__, "_stream": None, "_array": None if self.path else self._array}
-
-
-class Trajectories(Dataset[dict[str, Any]]):
-    """Items ``{"trajectory": (L, C, *S), "z_sem": (Z,), "id": case, "index": position}``, float32."""
-
-    def __init__(self, stores: Sequence[ArrayStore], z_sem: Tensor, ids: Sequence[str]) -> None:
-        self.stores = list(stores)
-        self.z_sem = z_sem.cpu()
-        self.ids = list(ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
-        """Return the item at a position, or at (epoch, position), as a training loader uses it."""
-        position = range(len(self))[index[1] if isinstance(index, tuple) else index]
-        (*before, store), row = self.stores, position
-        for each in before:
-            if row < each.filled:
-                store = each
-                break
-            row -= each.filled
-        return {
-            "trajectory": torch.from_numpy(store[row]),
-            "z_sem": self.z_sem[position],
-            "id": self.ids[position],
-            "index": position,
-        }
-
-    def __add__(self, other: "Trajectories") -> "Trajectories":  # type: ignore[override]
-        """Both sets of trajectories, one after the other."""
-        z_sem = torch.cat([self.z_sem, other.z_sem])
-        return Trajectories([*self.stores, *other.stores], z_sem, [*self.ids, *other.ids])
-
-
-# -- folders on disk ---------------------------------------------------------------------------------------------------
-
-_PREFIX, _LOCK = "diffae-cache-", ".lock"
-_held: dict[Path, ProcessLock] = {}  # until the folder is removed; a lock cannot be sent to worker processes
-
-
-def make_cache_folder(parent: PathLike | None, gib: float) -> Path:
-    """Make a folder for a cache of ``gib`` GiB on a disk with room for it; by default among the temporary files."""
-    root = Path(tempfile.gettempdir() if parent is None else parent)
-    folder = root / f"{_PREFIX}{secrets.token_hex(4)}"
-    with disk_errors("cache_dir"):
-        root.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}", dir=root))
-        lock = ProcessLock(hidden / _LOCK)
-        lock.acquire()
-        hidden.rename(folder)  # it gets this name only once it is locked
-    _held[folder] = lock
-    free = shutil.disk_usage(folder).free / 1024**3
-    if free < gib:
-        remove_cache_folder(folder, os.getpid())
-        needs = f"the cache needs {gib:.1f} GiB, but {free:.1f} GiB are free"
-        raise MachineError(f"cache_dir: {needs}; choose another disk")
-    return folder
-
-
-def remove_cache_folder(folder: Path, owner: int) -> None:
-    """Remove a cache, unless this is another process than its owner, such as a worker that ends."""
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock := _held.pop(folder, None):
-            lock.release()
-
-
-def remove_abandoned_caches(parent: PathLike | None) -> None:
-    """Remove the caches of processes that were killed: they hold the patients' pixels."""
-    for folder in Path(tempfile.gettempdir() if parent is None else parent).glob(f"{_PREFIX}*"):
-        if folder in _held:
-            continue
-        # it may belong to another user, or be in use
-        with contextlib.suppress(OSError, BusyError), ProcessLock(folder / _LOCK, timeout_s=0):
-            shutil.rmtree(folder, ignore_errors=True)
+                if not isinstance(result, Exception):
+                    continue
+                is_of_scan = isinstance(result, ScanError) or not isinstance(result, DiffAEError)
+                if self.on_bad_scan == "stop" or not is_of_scan:
+                    raise result
+                failed[position] = log_failure(item, position, self.keys[0], result, skipped)
+        return cache, failed

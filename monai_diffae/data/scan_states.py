@@ -16,6 +16,8 @@ from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
 
 with on_first_use:
+    import numpy as np
+
     from monai_diffae.data.formats import dicom
 
 _NOT_IMAGES = ("id", "slice")  # entries of a case's item
@@ -64,6 +66,19 @@ def scan_states(cases: Sequence[Case]) -> list[str]:
     return [cached_state(_files(case.item())) for case in cases]
 
 
+def item_states(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A SHA-256 of each item of :class:`Case`: its id, slice, the :func:`file_state` and the images in memory."""
+    cached_state = cache(file_state)
+
+    def state(item: Mapping[str, Any]) -> str:
+        others = {key: value for key, value in item.items() if key not in ("id", "slice", "index")}
+        arrays = [np.asarray(value) for _, value in sorted(others.items()) if not _is_path(value)]
+        names = f"{item.get('id')} {item.get('slice')} {cached_state(_files(item))} {sorted(others)}"
+        return digest(names, *arrays)
+
+    return [state(item) for item in items]
+
+
 def cohort_fingerprint(cases: Sequence[Case]) -> str:
     """SHA-256 of a cohort's ids, slices, splits and file sizes, in any order; no name can be read from it."""
     size = cache(_size)
@@ -91,6 +106,10 @@ def _files(item: Mapping[str, Any]) -> tuple[str, ...]:
     images = [value for key, value in sorted(item.items()) if key not in _NOT_IMAGES]
     files = [file for image in images for file in (image if isinstance(image, (list, tuple)) else [image])]
     return tuple(os.fspath(file) for file in files if isinstance(file, (str, os.PathLike)))
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value[0] if isinstance(value, (list, tuple)) and value else value, (str, os.PathLike))
 
 
 def _channel(file: PathLike) -> list[str]:

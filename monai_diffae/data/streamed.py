@@ -96,12 +96,12 @@ def plain_tensor(value: Any) -> torch.Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
-def check_size(arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> ScanError | None:
+def check_size(sizes: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]]) -> ScanError | None:
     """Return an error if an image has another size than the images before it, else None."""
-    for key, array in arrays.items():
-        if array.shape != shapes[key]:
-            sizes = f"{list(array.shape)} but others are {list(shapes[key])}"
-            return ScanError(f"{key}: the size is {sizes}; crop, pad or resize in the transform")
+    for key, size in sizes.items():
+        if size != others[key]:
+            text = f"{list(size)} but others are {list(others[key])}"
+            return ScanError(f"{key}: the size is {text}; crop, pad or resize in the transform")
     return None
 
 

@@ -5,6 +5,7 @@ from .batches import training_loader as training_loader
 from .batches import validation_loader as validation_loader
 from .distillation import DistillationTrainer as DistillationTrainer
 from .distillation import FewStepInferer as FewStepInferer
+from .distillation import Trajectories as Trajectories
 from .distillation import first_and_last as first_and_last
 from .evaluator import DiffusionEvaluator as DiffusionEvaluator
 from .first_stage import FirstStageEvaluator as FirstStageEvaluator

@@ -1,17 +1,63 @@
 """Training and validation of a fast decoder on the trajectories of the decoder that it replaces."""
 
+import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from monai_diffae.data.atomic import disk_errors, scratch_folder
 from monai_diffae.diffusion import DiffusionSchedule, Predictor
 from monai_diffae.diffusion.solvers import ddim
 from monai_diffae.engines.precision import autocast
 from monai_diffae.engines.trainer import ResumableTrainer
+from monai_diffae.policies import PathLike
+
+
+class Trajectories(Dataset[dict[str, Any]]):
+    """Items ``{"trajectory": (L, C, *S), "z_sem": (Z,), "id": text, "index": position}``, float32.
+
+    They lie in a file in a new folder in ``parent``, which :meth:`remove` deletes, or the end of the process.
+    """
+
+    def __init__(self, parent: PathLike | None = None) -> None:
+        self.file = scratch_folder(self, parent) / "trajectories.f32"
+        self.shape: tuple[int, ...] = ()  #: (L, C, *S)
+        self.z_sem: list[Tensor] = []
+        self.ids: list[str] = []
+
+    def append(self, trajectories: Tensor, z_sem: Tensor, ids: Sequence[str]) -> None:
+        """Add trajectories (N, L, C, *S) and their z_sem (N, Z)."""
+        with disk_errors("cache_dir"), self.file.open("ab") as stream:
+            stream.write(trajectories.cpu().contiguous().numpy().tobytes())
+        self.shape = tuple(trajectories.shape[1:])
+        self.z_sem += z_sem.cpu()
+        self.ids += ids
+
+    def remove(self) -> None:
+        """Delete the file."""
+        shutil.rmtree(self.file.parent, ignore_errors=True)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        """Return the item at a position, or at (epoch, position), as a training loader uses it."""
+        position = range(len(self))[index[1] if isinstance(index, tuple) else index]
+        size = math.prod(self.shape)
+        states = np.fromfile(self.file, np.float32, size, offset=4 * size * position)
+        return {
+            "trajectory": torch.from_numpy(states.reshape(self.shape)),
+            "z_sem": self.z_sem[position],
+            "id": self.ids[position],
+            "index": position,
+        }
 
 
 class DistillationTrainer(ResumableTrainer):

@@ -9,7 +9,6 @@ from .progress import RunningStatistics as RunningStatistics
 from .progress import TrainingCurves as TrainingCurves
 from .progress import TrainingProgress as TrainingProgress
 from .scans import BadScans as BadScans
-from .scans import LatentRemover as LatentRemover
 from .scans import LatentScale as LatentScale
 from .validation import Validation as Validation
 from .validation import ZSemProbes as ZSemProbes

@@ -1,4 +1,4 @@
-"""Handlers about the scans of a training: those that cannot be used, twins, and latents of a first stage."""
+"""Handlers about the scans of a training: those that cannot be used, twins, and the scale of latents."""
 
 import logging
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from monai_diffae.data.cases import Case, spread
 from monai_diffae.data.cohort_split import SplitCohort
 from monai_diffae.data.inspection.twins import find_identical, report_twins
 from monai_diffae.data.progress import Failure, count_by_label, write_failures
-from monai_diffae.engines.latent_cases import LatentCases
 from monai_diffae.engines.precision import autocast
 from monai_diffae.engines.trainer import ResumableTrainer, TrainingEvents
 from monai_diffae.errors import counted
@@ -33,7 +32,7 @@ class BadScans:
     directory: str | Path
     datasets: Sequence[CachedCases]
     failures: Sequence[Failure] = ()  #: those from listing the cohort
-    enabled: bool = True  #: False on ranks other than 0
+    rank: int = 0  #: number of this process; the others read their share, and write nothing
     cases: Sequence[Case] = ()
     #: the cohort, with more failures and all cases
     cohort: SplitCohort = SplitCohort([])  # noqa: RUF009 - nobody changes it
@@ -53,7 +52,7 @@ class BadScans:
         failures = [*self.failures, *self.cohort.failures] + [
             f for dataset in cached for f in dataset.prepare().failures
         ]
-        if not self.enabled:
+        if self.rank:
             return
         write_failures(path, failures)
         if failures:
@@ -95,19 +94,3 @@ class LatentScale:
             self.averaged.measure(images[position]["image"] for position in spread(len(images), self.num_images))
         for buffer, measured in zip(self.network.buffers(), self.averaged.buffers(), strict=True):
             buffer.copy_(measured)
-
-
-@dataclass(eq=False, repr=False)
-class LatentRemover:
-    """Ignite handler: delete the saved latents when a training is complete; an interrupted one still needs them."""
-
-    datasets: Sequence[LatentCases]
-
-    def attach(self, engine: Workflow) -> None:
-        """Register with a trainer, also for a training that was complete already: its scans were read nevertheless."""
-        engine.add_event_handler(Events.COMPLETED | TrainingEvents.ALREADY_COMPLETE, self)
-
-    def __call__(self) -> None:
-        """Delete them."""
-        for dataset in self.datasets:
-            dataset.remove_latents()

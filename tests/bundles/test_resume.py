@@ -137,11 +137,14 @@ def test_a_training_asked_to_stop_at_the_last_step_of_an_epoch_is_validated_firs
 
 
 @pytest.mark.goal(id="R3")
-def test_overwrite_begins_again_and_a_deleted_folder_is_written_again_as_a_whole(train, whole, trained_whole):
+def test_overwrite_begins_again_and_deleted_results_are_written_again_as_a_whole(train, whole, trained_whole):
     deleted = []
 
     def delete():
+        (whole / "cache").rename(whole.parent / "cache")  # the images of the training
         deleted.append(shutil.rmtree(whole))
+        whole.mkdir()
+        (whole.parent / "cache").rename(whole / "cache")
 
     train(whole, (Events.ITERATION_COMPLETED(once=7), delete), overwrite=True)
     assert len(deleted) == 1  # it did train

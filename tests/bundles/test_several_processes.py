@@ -94,10 +94,14 @@ def test_two_processes_equal_one_at_the_same_global_batch(kind, tiny_bundle, sma
         else:
             cohort, bundle = tiny_bundle.cohort, shutil.copytree(tiny_bundle.directory, out)
             arguments = {"bundle": bundle, "file": "train_latent.json", **TINY_LATENT, **common}
+        if ranks == 2 and kind != "latent":  # they share the reading, too
+            arguments["cache_dir"] = str(tmp_path / "cache")
         train(training(out, cohort, ranks, **arguments))
     table = "latent/curves.csv" if kind == "latent" else "curves.csv"
     assert assert_same_curves(tmp_path, kind, record_property, table)["loss"].count() >= (2 if kind == "2d" else 6)
-    if kind == "latent":  # the processes share the embedding
+    if kind != "latent":
+        assert {part.name[12:16] for part in (tmp_path / "cache").glob("*.safetensors")} == {"0000", "0001"}
+    else:  # the processes share the embedding
         files = [tmp_path / ranks / "embeddings" / "embeddings.parquet" for ranks in "12"]
         one, two = (z_matrix(read_embeddings(file)) for file in files)
         assert np.array_equal(one, two)

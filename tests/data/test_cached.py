@@ -3,8 +3,10 @@
 import gc
 import hashlib
 import logging
+import multiprocessing
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised, Resized
 from scan_files import save_nifti, values
 from torch.utils.data import DataLoader, default_collate
 
-from monai_diffae.data import CachedCases, read_cohort
+from monai_diffae.data import CachedCases, read_cohort, remove_cache
+from monai_diffae.data.cached import ScanCache
 from monai_diffae.data.progress import Failure, write_failures
+from monai_diffae.data.scan_states import item_states
 from monai_diffae.errors import CohortError, ConfigError, MachineError
 from monai_diffae.transforms import ReadScand, ToModelRanged
 
@@ -31,10 +35,10 @@ def cohort(folder, n=6, bad=()):
     return [case.item() for case in read_cohort(folder)]
 
 
-@pytest.mark.parametrize(("cache_gib", "workers"), [(4.0, 0), (0.0, 2)])
-def test_bad_scans_are_skipped_with_one_line(tmp_path, cache_gib, workers, caplog):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_scans_are_skipped_with_one_line(tmp_path, workers, caplog):
     items = cohort(tmp_path, bad=(1, 4))
-    cases = CachedCases(items, TRANSFORM, cache_gib=cache_gib, num_workers=workers)
+    cases = CachedCases(items, TRANSFORM, num_workers=workers)
     assert len(cases) == 4
     assert [i["id"] for i in cases.items] == ["c0", "c2", "c3", "c5"]
     assert [(f.case_id, f.file) for f in cases.failures] == [("c1", "c1.nii.gz"), ("c4", "c4.nii.gz")]
@@ -55,11 +59,10 @@ def test_bad_scans_are_skipped_with_one_line(tmp_path, cache_gib, workers, caplo
 
 
 def test_items_are_copies(tmp_path):
-    for cache_gib in (4.0, 0.0):
-        cases = CachedCases(cohort(tmp_path, 2), TRANSFORM, cache_gib=cache_gib)
-        before = cases[0]["image"].clone()
-        cases[0]["image"].zero_()
-        assert torch.equal(cases[0]["image"], before)
+    cases = CachedCases(cohort(tmp_path, 2), TRANSFORM)
+    before = cases[0]["image"].clone()
+    cases[0]["image"].zero_()
+    assert torch.equal(cases[0]["image"], before)
     assert torch.equal(cases[-1]["image"], cases[1]["image"])
     with pytest.raises(IndexError):
         cases[2]
@@ -110,16 +113,14 @@ def test_without_augmentation_the_same_cases_are_as_they_are_and_read_once(tmp_p
     assert cases.random_transform is RANDOM
 
 
-def test_disk_cache(tmp_path):
+def test_a_cache_that_is_not_kept_ends_with_its_dataset(tmp_path):
     (tmp_path / "scans").mkdir()
     items, folder = cohort(tmp_path / "scans"), tmp_path / "cache"
-    cases = CachedCases(items, TRANSFORM, cache_dir=folder, cache_gib=1e-9).prepare()
+    cases = CachedCases(items, TRANSFORM, cache_dir=folder).prepare()
     (made,) = folder.iterdir()
-    assert (made / "image.f32").stat().st_size == 6 * 64 * 4
+    assert made.stat().st_mode & 0o777 == 0o700
     spawned = pickle.loads(pickle.dumps(cases))
     assert torch.equal(spawned[4]["image"], cases[4]["image"])
-    memory = CachedCases(items, TRANSFORM)
-    assert torch.equal(memory[4]["image"], cases[4]["image"])
     if (pid := os.fork()) == 0:  # a worker that ends leaves the cache alone
         del cases, spawned
         gc.collect()
@@ -129,6 +130,103 @@ def test_disk_cache(tmp_path):
     del cases
     gc.collect()
     assert not made.exists()
+
+
+# -- a cache that is kept ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scans(tmp_path):
+    (tmp_path / "scans").mkdir()
+    return cohort(tmp_path / "scans", bad=(1,))
+
+
+def kept(tmp_path, items, transform=TRANSFORM, made_from="a", **settings):
+    return CachedCases(items, transform, cache_dir=tmp_path / "cache", made_from=made_from, **settings)
+
+
+def test_a_kept_scan_is_not_read_again_unless_it_changes(tmp_path, scans):
+    read = []
+
+    def transform(item):
+        read.append(item["id"])
+        return TRANSFORM(item)
+
+    first = kept(tmp_path, scans, transform).prepare()
+    assert read == ["c0", "c1", "c2", "c3", "c4", "c5"]
+    save_nifti(tmp_path / "scans" / "c2.nii.gz", values(5, 6, 7) + 40)
+    read.clear()
+    again = kept(tmp_path, scans, transform).prepare()
+    assert read == ["c1", "c2"]  # a scan that failed is tried again
+    assert again.failures == first.failures
+    assert [content for _, content in again.contents if content not in dict(map(reversed, first.contents))]
+    for case, other, own in zip(again.items, first, again, strict=True):
+        assert torch.equal(own["image"], other["image"]) == (case["id"] != "c2")
+        assert torch.equal(own["image"], TRANSFORM(case)["image"].as_tensor())
+
+
+def test_processes_share_the_reading(tmp_path, scans):
+    fork = multiprocessing.get_context("fork")
+    one, two = (kept(tmp_path, scans, rank=rank, world_size=2) for rank in (0, 1))
+    other = fork.Process(target=two.prepare)
+    other.start()
+    assert len(one) == 5
+    other.join()
+    names = sorted(part.name[:16] for part in (tmp_path / "cache").glob("*.safetensors"))
+    assert {name[-4:] for name in names} == {"0000", "0001"}
+    assert len(kept(tmp_path, scans)) == 5
+
+
+def test_a_killed_process_loses_only_what_it_had_not_saved(tmp_path, scans):
+    """It is killed after each scan that it reads, until all are there."""
+    items, folder, fork = [scans[0], *scans[2:]], tmp_path / "cache", multiprocessing.get_context("fork")
+    states, ends = item_states(items), [-signal.SIGKILL]
+
+    def read_until_killed():
+        cache = ScanCache(folder, "a", save_every_s=0)
+        known = [cache.is_usable(state) for state in states]
+        for is_known, _ in zip(known, cache.stream(items, states, TRANSFORM), strict=True):
+            if not is_known:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    while ends[-1] and len(ends) < 9:
+        process = fork.Process(target=read_until_killed)
+        process.start()
+        process.join()
+        ends.append(process.exitcode)
+    assert ends[1:] == [-signal.SIGKILL] * 5 + [0]
+    cache = ScanCache(folder, "a")
+    for item, state in zip(items, states, strict=True):
+        assert (cache.images(state)["image"] == TRANSFORM(item)["image"].numpy()).all()
+
+
+def test_a_run_replaces_and_removes_its_own_cache_only(tmp_path, scans):
+    folder, shared = tmp_path / "cache", tmp_path / "results"
+    for made_from in "ab":
+        assert len(kept(tmp_path, scans, made_from=made_from, output_dir=tmp_path)) == 5
+    with pytest.raises(ConfigError, match="^cache: holds scans that were preprocessed otherwise"):
+        kept(tmp_path, scans, output_dir=shared).prepare()
+    (folder / "mine").touch()
+    remove_cache(folder, shared)
+    assert len(list(folder.glob("*.safetensors"))) == 1
+    remove_cache(folder, tmp_path)
+    assert [file.name for file in folder.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "flip"])
+def test_a_damaged_file_of_a_cache_is_found(tmp_path, scans, damage):
+    kept(tmp_path, scans).prepare()
+    (part,) = (tmp_path / "cache").glob("*.safetensors")
+    content = bytearray(part.read_bytes())
+    if damage == "cut":
+        del content[-4:]
+    else:
+        content[-1 if damage == "flip" else 9] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(MachineError, match=rf"^cache/{part.name}: cannot be read; delete it and run again"):
+        [item["image"] for item in kept(tmp_path, scans)]
+    part.unlink()
+    assert len(kept(tmp_path, scans)) == 5
 
 
 def die(item):

@@ -236,7 +236,8 @@ class _Tables:
         parts = path.parent / f".{path.stem}-{key[:_SUM_DIGITS]}"  # without a record: left after another run removed it
         store = PartStore(parts, key, id_column="row", process=process.rank, replace=True)
         cutter = None if self.overlap is None else coding.PatchCutter(session.trained, self.overlap)
-        coder = coding.CohortEncoder(cases, session.trained, store, process, cutter)
+        cache = None if cutter is not None else session.open_cache(process.rank)
+        coder = coding.CohortEncoder(cases, session.trained, store, process, cutter, cache)
         workers = session.reading.workers_for(len(cases), process.local_world_size)
         with only_run(path) if part is None and process.rank == 0 else nullcontext():
             if (done := self.existing()) is not None:  # another run may have ended

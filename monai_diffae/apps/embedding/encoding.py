@@ -21,10 +21,12 @@ from torch import Tensor
 from monai_diffae.apps.settings import Process
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.atomic import PartStore
+from monai_diffae.data.cached import ScanCache
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import numbered_columns
 from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.progress import Failure, SkippedCases, progress
+from monai_diffae.data.scan_states import item_states
 from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream, worker_errors
 from monai_diffae.errors import ConfigError, MachineError, ScanError, counted, quoted
 from monai_diffae.inferers.reconstruction import encode_exactly, images_at_once
@@ -64,6 +66,7 @@ class CohortEncoder:
     store: PartStore
     process: Process  # which share of the cases to encode
     cutter: PatchCutter | None = None  # cuts scans into patches; None: a scan is one image
+    cache: ScanCache | None = None  # of preprocessed scans, which are not cut
     patience_s: float = 3600.0  # how long the first process waits for the next part of another one
 
     def encode(self, batch_size: int, workers: int, failures_name: str) -> None:
@@ -81,7 +84,10 @@ class CohortEncoder:
         skipped = SkippedCases(failures_name)
 
         def read() -> Iterator[Arrays | Exception]:
-            hashed = read_hashed_stream(items, transform, keys, workers, ahead)
+            if self.cache is None:
+                hashed = read_hashed_stream(items, transform, keys, workers, ahead)
+            else:
+                hashed = self.cache.stream(items, item_states(items), transform, workers, ahead)
             for position, (result, content) in zip(positions, hashed, strict=True):
                 contents[position] = content
                 yield result
@@ -174,7 +180,7 @@ def whole_images(trained: TrainedBundle) -> Cut:
 
     def cut(scan: Arrays) -> Iterator[tuple[NDArray[np.float32], Tensor]]:
         shapes.setdefault(key, scan[key].shape)
-        error = check_size(scan, shapes)
+        error = check_size({key: scan[key].shape for key in scan}, shapes)
         if error is not None:
             raise error
         yield np.empty(0, np.float32), torch.from_numpy(scan[key])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -19,6 +17,7 @@ from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Key, Reading, Run, Training
 from monai_diffae.apps.training.train import results_folder, run_training, training_result
 from monai_diffae.bundle.model_file import checksum
+from monai_diffae.data.atomic import check_space
 from monai_diffae.data.cases import spread_cases
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise, seed_of
@@ -29,7 +28,6 @@ with on_first_use:
     import torch
 
     from monai_diffae.apps import session as sessions
-    from monai_diffae.data import cached
     from monai_diffae.inferers import paths
 
 
@@ -159,8 +157,7 @@ def teaching_trajectories(
     mixed: float = 0.0,
     seed: int = 0,
     cache_dir: str | None = None,
-    cache_gib: float = 4.0,
-) -> cached.Trajectories:
+) -> engines.Trajectories:
     """Compute the trajectories of a split's cases, from x_T to the image, and of codes that are mixed from them.
 
     Mixed ones are computed by the bundle's decoder: from noise with a z_sem between those of two random cases, and from
@@ -174,14 +171,13 @@ def teaching_trajectories(
         levels: the levels to keep, from x_T down to x0.
         mixed: number of mixed trajectories per case.
         seed: random seed of the mixed ones.
-        cache_dir: folder for the trajectories if they need more than ``cache_gib``; it is deleted at the end.
-        cache_gib: the largest memory for the trajectories, in GiB.
+        cache_dir: folder for the trajectories, which are deleted at the end; by default for temporary files.
     """
     trained = teacher.trained
     positions = [i for i, case in enumerate(read.cases) if case.split == split]
     num_mixed = round(mixed * len(positions))
-    shape = (len(levels), *trained.x_T_shape)
-    folder = _folder(cache_dir, cache_gib, (len(positions) + num_mixed, *shape))
+    computed = engines.Trajectories(cache_dir)
+    check_space(computed.file.parent, (len(positions) + num_mixed) * len(levels) * math.prod(trained.x_T_shape) * 4)
 
     def invert(rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         images, encoder_images = (stack.to(trained.device) for stack in read.stacked(rows))
@@ -189,7 +185,7 @@ def teaching_trajectories(
         return z_sem, paths.inverted_trajectory(trained.inferer, images, trained.network, z_sem, levels)
 
     def decode(numbers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        drawn = [_mixture(seed, number, inverted) for number in numbers]
+        drawn = [_mixture(seed, number, computed, len(positions)) for number in numbers]
         x_T, z_sem = (torch.stack(parts).to(trained.device) for parts in zip(*drawn, strict=True))
         return z_sem, paths.decoded_trajectory(trained.inferer, x_T, trained.network, z_sem, levels)
 
@@ -198,43 +194,28 @@ def teaching_trajectories(
         numbers: Sequence[int],
         ids: list[str],
         text: str,
-    ) -> cached.Trajectories:
-        store = cached.ArrayStore(len(numbers), shape, folder and folder / f"{make.__name__}.f32")
-        codes, size = [], teacher.run.batch_size
+    ) -> None:
+        size = teacher.run.batch_size
         for start in track(range(0, len(numbers), size), text):
             z_sem, trajectories = make(numbers[start : start + size])
-            codes.append(z_sem)
-            for states in trajectories.cpu():
-                store.append(states.numpy())
-        store.close()
-        return cached.Trajectories([store], torch.cat(codes), ids)
+            computed.append(trajectories, z_sem, ids[start : start + size])
 
-    inverted = compute(invert, positions, [read.cases[i].id for i in positions], f"inverting {len(positions)} cases")
-    if not num_mixed:
-        return inverted
-    numbers = range(num_mixed)
-    names = [f"mixture {number}" for number in numbers]
-    return inverted + compute(decode, numbers, names, f"decoding {num_mixed} mixed codes")
+    compute(invert, positions, [read.cases[i].id for i in positions], f"inverting {len(positions)} cases")
+    if num_mixed:
+        names = [f"mixture {number}" for number in range(num_mixed)]
+        compute(decode, range(num_mixed), names, f"decoding {num_mixed} mixed codes")
+    return computed
 
 
-def _mixture(seed: int, number: int, inverted: cached.Trajectories) -> tuple[torch.Tensor, torch.Tensor]:
+def _mixture(
+    seed: int, number: int, inverted: engines.Trajectories, num_cases: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x_T (C, *S) and z_sem (Z,): noise and a point between two random cases, or the edited codes of a random case."""
     generator = torch.Generator().manual_seed(seed_of(seed, "mixture", number))
-    first, last, edited = torch.randint(len(inverted), (3,), generator=generator).tolist()
+    first, last, edited = torch.randint(num_cases, (3,), generator=generator).tolist()
     z_sem, weight = inverted.z_sem, float(torch.rand((), generator=generator))
     way = weight * (z_sem[last] - z_sem[first])
     x_T = inverted[edited]["trajectory"][0]
     if number % 2:
         return image_noise(tuple(x_T.shape), seed, [number])[0], z_sem[first] + way
     return x_T, z_sem[edited] + way
-
-
-def _folder(cache_dir: str | None, cache_gib: float, shape: Sequence[int]) -> Path | None:
-    """A folder for float32 arrays of this shape in all; None: they fit into memory."""
-    cached.remove_abandoned_caches(cache_dir)
-    gib = math.prod(shape) * 4 / 1024**3
-    if gib <= cache_gib:
-        return None
-    folder = cached.make_cache_folder(cache_dir, gib)
-    atexit.register(cached.remove_cache_folder, folder, os.getpid())
-    return folder

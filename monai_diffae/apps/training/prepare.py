@@ -1,0 +1,112 @@
+"""The command ``prepare``: read and preprocess every scan once, for trainings and embeddings that share the files."""
+
+from __future__ import annotations
+
+from collections import UserList
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+
+from monai_diffae.apps.command import command
+from monai_diffae.apps.commands import command_line
+from monai_diffae.apps.result import Result, failed_cases
+from monai_diffae.apps.settings import Key, Planning, Reading, colour_values, this_process
+from monai_diffae.apps.training.plan import read_training_config
+from monai_diffae.bundle.code import check_code
+from monai_diffae.bundle.config import build, check_rules
+from monai_diffae.data.progress import write_failures
+from monai_diffae.lazy import on_first_use
+
+with on_first_use:
+    from monai_diffae.bundle import parser as parsing
+    from monai_diffae.data import cached, cohort_split
+
+
+@command
+def prepare(
+    bundle: Path,
+    cohort: Path,
+    out: Path,
+    *,
+    part: str | None = None,
+    workers: Annotated[int, Ge(0)] | None = None,
+    planning: Planning = Planning(),
+    **keys: Key,
+) -> Result:
+    """Read and preprocess every scan of a cohort once, for trainings and embeddings that share the files.
+
+    ``train``, ``embed`` and other commands read these files with ``--cache-dir``, whatever the number of processes and
+    restarts; without them, each training reads the scans itself. Give the same overlays and keys as to ``train``:
+    images of another preprocessing are refused. Only new and changed scans are read again, and those that failed.
+
+    Processes of ``torchrun`` share the work. So do the jobs of a Slurm array with ``part``; run the command without it
+    when all have ended. The folder shows the patients like the scans, and takes 4 bytes per voxel that the model sees.
+
+    Args:
+        bundle: Folder of a bundle, or the name of a shipped one.
+        cohort: Folder, CSV/TSV, MONAI datalist or single scan; all splits are prepared.
+        out: Folder for the files, on a disk that all processes see.
+        part: Prepare this part of the cases only, e.g. ``3/16``.
+        workers: Processes that read scans; 0: none; by default one per core (at most 8) for 256 cases or more.
+        planning: What changes the preprocessing, as for ``train``.
+        keys: Any keys of the bundle's configuration, e.g. ``--image_size [96,96]``.
+
+    Returns:
+        The folder; ``num_cases``, the images in it, and ``num_failed``, cases that failed, listed in ``failures.csv``.
+
+    Raises:
+        ConfigError: the bundle does not exist, a key cannot be used, or ``out`` holds images of another preprocessing.
+        CohortError: no usable case.
+        MachineError: the disk is full, or a worker died.
+
+    Example:
+        >>> prepare("no_bundle", ".", "prepared")
+        Traceback (most recent call last):
+        ...
+        monai_diffae.errors.ConfigError: no_bundle: ...
+    """
+    planning, process = planning.with_keys(keys), this_process(part)
+    parser = read_training_config(bundle, planning.overlays)
+    check_code(planning.overrides, "overrides", places=False)
+    values = {
+        "bundle_root": str(bundle),
+        "dataset_dir": str(cohort),
+        "output_dir": str(out),
+        **({"device": planning.device} if planning.device else {}),
+        **{f"columns#{word}": name for word, name in planning.columns.items()},
+        **({"sequences": list(planning.sequences)} if planning.sequences else {}),
+        **colour_values(planning.colour),
+        **planning.overrides,
+    }
+    parsing.set_values(parser, values, "the configuration", "configs/train.json")
+    check_rules(parser.get())
+    split = build(parser, "cohort", cohort_split.SplitCohort)
+    items = [case.item() for case in split.cases]
+    of_dataset = {
+        "data": UserList(items),  # not a list, in whose texts MONAI replaces "#"
+        "random_transform": None,
+        "cache_dir": str(out),
+        "output_dir": None,
+        "num_workers": Reading(workers=workers).workers_for(len(items), process.local_world_size),
+        "rank": process.rank,
+        "world_size": process.world_size,
+    }
+    parser.update({f"train#dataset#{name}": value for name, value in of_dataset.items()})
+    dataset = build(parser, "train#dataset", cached.CachedCases)
+    if part is not None:
+        dataset.fill_cache()
+        return Result(None, notes=[f"part {part} is prepared; when all are, run the command without --part"])
+    failures = [*split.failures, *dataset.prepare().failures]
+    list_of_failures = out / "failures.csv"
+    if process.rank == 0:
+        write_failures(list_of_failures, failures)
+    training = {"overlays": planning.overlays, "columns": planning.columns, "overrides": planning.overrides}
+    line = command_line("train", {"bundle": bundle, "cohort": cohort, **training})
+    return Result(
+        out,
+        {"num_cases": len(dataset), "num_failed": len(failures)},
+        incomplete=failed_cases(len(failures), len(dataset), list_of_failures.name),
+        next=[f"next: {line} --cache_dir {out}"],
+        content={"failures": list_of_failures},
+    )

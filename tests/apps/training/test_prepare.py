@@ -1,0 +1,74 @@
+"""Scans that are prepared once: by parts, read by embeddings and trainings instead of the scans."""
+
+import pandas as pd
+import pytest
+import torch
+from tiny_bundles import TINY
+
+import monai_diffae as mdae
+from monai_diffae.data.embeddings import read_embeddings, z_matrix
+from monai_diffae.errors import ConfigError
+
+READS = "reading and preprocessing"
+
+
+@pytest.fixture
+def prepared(tiny_bundle, tmp_path):
+    folder = tmp_path / "prepared"
+    for part in ("2/2", "1/2"):
+        notes = mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, folder, part=part).notes
+        assert notes == [f"part {part} is prepared; when all are, run the command without --part"]
+    return folder
+
+
+def test_parts_make_the_cache_that_an_embedding_reads(tiny_bundle, prepared, tmp_path, caplog):
+    caplog.set_level("INFO", logger="monai_diffae")
+    result = mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, prepared)
+    assert (result.num_cases, result.num_failed) == (len(pd.read_csv(tiny_bundle.cohort)), 0)
+    assert f"--cache_dir {prepared}" in result.next[0]
+    parts = sorted(prepared.glob("*.safetensors"))
+    assert len(parts) == 2
+    tables = [
+        mdae.embed(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / name, cache_dir=folder, device="cpu").path
+        for name, folder in (("without", None), ("with", prepared))
+    ]
+    without, with_it = (z_matrix(read_embeddings(table)) for table in tables)
+    assert (without == with_it).all()
+    assert READS not in caplog.text
+    assert sorted(prepared.glob("*.safetensors")) == parts
+
+
+def test_an_embedding_adds_what_the_cache_lacks(tiny_bundle, tmp_path):
+    for folder in (tmp_path / "once", tmp_path / "again"):
+        mdae.embed(tiny_bundle.directory, tiny_bundle.cohort, folder, cache_dir=tmp_path / "cache", device="cpu")
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+
+
+@pytest.mark.slow
+def test_a_training_reads_the_cache_and_leaves_it(small_cohort, tmp_path, caplog):
+    caplog.set_level("INFO", logger="monai_diffae")
+    weights = []
+    for name in ("without", "with"):
+        mdae.init(tmp_path / name, bundle="diffae_2d")
+        keys = TINY if name == "without" else {**TINY, "cache_dir": str(tmp_path / "cache")}
+        if name == "with":
+            mdae.prepare(tmp_path / name, small_cohort, tmp_path / "cache", **TINY)
+            caplog.clear()
+        mdae.train(tmp_path / name, small_cohort, **keys)
+        weights.append(torch.load(tmp_path / name / "models" / "model.pt", weights_only=True))
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)
+    assert READS not in caplog.text
+    assert (tmp_path / "cache").is_dir()
+    assert not (tmp_path / "without" / "cache").exists()
+
+
+def test_a_cache_of_another_preprocessing_is_refused(tiny_bundle, prepared, tmp_path):
+    with pytest.raises(ConfigError, match="^prepared: holds scans that were preprocessed otherwise"):
+        mdae.embed(
+            tiny_bundle.directory,
+            tiny_bundle.cohort,
+            tmp_path / "out",
+            cache_dir=prepared,
+            device="cpu",
+            overrides={"percentiles": [1, 99]},
+        )
