@@ -50,7 +50,7 @@ def test_changed_values_are_written_and_nothing_else(folder):
     of_the_run = {
         "device": "cpu", "workers": 3, "overwrite": True, "output_dir": str(folder / "out"), "rank": 1, "world_size": 2,
         "tracking_uri": "sqlite:///doe", "train#dataset#cache_dir": "/home/doe", "run_name": "scans/doe",
-        "dataset_dir": "/home/doe", "cache_gib": 1.0, "strides": None,
+        "dataset_dir": "/home/doe", "cache_dir": "/home/doe", "strides": None,
     }  # fmt: skip
     assert not write(folder, **of_the_run)
     assert file.read_bytes() == content

@@ -263,7 +263,7 @@ def test_the_speed_is_that_of_the_bundles_own_trainer_also_if_the_encoder_sees_a
     config = json.loads((ROOT / "bundles" / "diffae_2d" / "configs" / "train.json").read_text())
     config |= {
         "image_keys": ["image", "encoder_image"], "encoder_key": "encoder_image", "image_size": [16, 16],
-        "accumulation_steps": 2, "base_channels": 4, "channel_mult": [1, 2], "cache_gib": 0,  # the cache is on the disk
+        "accumulation_steps": 2, "base_channels": 4, "channel_mult": [1, 2],
     }  # fmt: skip
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 24), np.uint8)).save(tmp_path / "a.png")
     items = [{"image": str(tmp_path / "a.png"), "encoder_image": str(tmp_path / "a.png"), "id": "a"}]
