@@ -37,7 +37,7 @@ from monai_diffae.policies import OnBadScan, PathLike, check_choice
 
 Item = dict[str, Any]
 
-_PART_BYTES = 2**28
+_PART_BYTES = 2**26
 _POLL_S = 1.0
 
 
@@ -58,7 +58,7 @@ class ScanCache(PartFolder):
     """Images of preprocessed scans, which any number of processes write, share and read.
 
     A scan is known by its id, the slice, and names, sizes and times of its files: one that changes is read again. Each
-    part is a safetensors file, written every some seconds or 256 MiB; its metadata say why scans could not be used.
+    part is a safetensors file, written every some seconds or 64 MiB; its metadata say why scans could not be used.
     Images are read from the file, so that processes share them in the system's memory for files, and compared with a
     checksum at their first use. :meth:`stream` tries failed scans again.
 
