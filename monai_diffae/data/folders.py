@@ -4,9 +4,10 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath, PurePosixPath
+from functools import cache
+from pathlib import Path, PurePath
 
 from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import split_channel
@@ -14,6 +15,7 @@ from monai_diffae.data.formats import dicom
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.sequences import group_files
 from monai_diffae.errors import counted
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -73,45 +75,67 @@ def search_folder(root: Path) -> FolderContent:
             folders.clear()
             continue
         visited.add(real_path)
-        visible = [Path(folder) / f for f in sorted(files) if not f.startswith(".")]
-        unreadable.update(s for p in visible if (s := p.suffix.lower()) in _UNREADABLE and not scan_suffix(p))
-        scans += [Case("", {"image": p}, "") for p in visible if (s := scan_suffix(p)) and s not in dicom.SUFFIXES]
-        dicom_names = {p.name for p in visible if scan_suffix(p) in ("", *dicom.SUFFIXES) and dicom.is_dicom(p)}
-        if dicom_names:
-            scans += _search_dicom(Path(folder), dicom_names)
-    places = [(name_within(scan.first_file, root), str(scan.first_file), scan) for scan in scans]
-    counts = Counter(name for name, *_ in places)
+        suffixes = {f: scan_suffix(f) for f in sorted(files) if not f.startswith(".")}
+        others = (Path(name).suffix.lower() for name, suffix in suffixes.items() if not suffix)
+        unreadable.update(suffix for suffix in others if suffix in _UNREADABLE)
+        place = os.fspath(Path(folder) / "_")[:-1]  # the paths of many files begin with it
+        scans += [
+            Case("", {"image": f"{place}{name}"}, "") for name, s in suffixes.items() if s and s not in dicom.SUFFIXES
+        ]
+        names = {n for n, s in suffixes.items() if s in ("", *dicom.SUFFIXES) and dicom.is_dicom(Path(f"{place}{n}"))}
+        if names:
+            scans += _search_dicom(Path(folder), names)
+    names, relative = names_within((scan.path for scan in scans), root), relative_to(root)
+    counts = Counter(names)
     named: dict[str, Case] = {}
-    for name, file, scan in sorted(places, key=lambda place: place[:2]):
+    for name, scan in sorted(zip(names, scans, strict=True), key=lambda place: (place[0], place[1].path)):
         # a.png and a.nii.gz have the same name
-        named[name if counts[name] == 1 else Path(os.path.relpath(file, root)).as_posix()] = scan
+        named[name if counts[name] == 1 else relative(scan.path)] = scan
     maps = find_label_maps(list(named))
     images = {name: scan for name, scan in named.items() if name not in maps}
-    grouping = group_files(root, images, {name: named[name].first_file for name in named if name in maps})
+    grouping = group_files(root, images, {name: named[name].path for name in named if name in maps})
     return FolderContent(grouping.cases, grouping.left_over, grouping.notes, unreadable)
 
 
-def sequences_beside(file: Path) -> dict[str, Path]:
+def sequences_beside(file: Path) -> dict[str, PathLike]:
     """The sequences of the case that a file in a folder of scans belongs to, by name; none if it has one image."""
     cases = search_folder(file.parent).scans
     return next((case.sequences for case in cases if file in (split_channel(each)[0] for each in case.files)), {})
 
 
-def name_within(path: Path, root: Path) -> str:
-    """A scan's name: its path within a folder, with ``/`` and without the suffix."""
-    folder, uid = dicom.split_series(path)
-    name = Path(os.path.relpath(folder, root)).as_posix()
-    suffix = scan_suffix(folder)
-    if name == ".":
-        name = folder.name
-    elif suffix:
-        name = name[: -len(suffix)]
-    return f"{name}/{dicom.hash_patient(uid)[:6]}" if uid else name
+def relative_to(root: PathLike) -> Callable[[str], str]:
+    """A function that gives the path of a file from a folder, with ``/``; for many files in few folders it is fast."""
+
+    @cache
+    def relative_folder(path: str) -> str:
+        return os.path.relpath(path or os.curdir, root).replace(os.sep, "/")
+
+    def relative(path: str) -> str:
+        folder, separator, name = path.rpartition(os.sep)
+        within = relative_folder(folder + separator)
+        if within.endswith("..") or name in ("", os.curdir, os.pardir):
+            return os.path.relpath(path, root).replace(os.sep, "/")
+        return name if within == os.curdir else f"{within}/{name}"
+
+    return relative
+
+
+def names_within(files: Iterable[PathLike], root: PathLike) -> list[str]:
+    """Scans' names: their paths within a folder, with ``/`` and without the suffix."""
+    relative = relative_to(root)
+
+    def name(file: PathLike) -> str:
+        path, uid = dicom.split_text(file)
+        place = relative(path)
+        name = Path(path).name if place == os.curdir else place[: len(place) - len(scan_suffix(path))]
+        return f"{name}/{dicom.hash_patient(uid)[:6]}" if uid else name
+
+    return [*map(name, files)]
 
 
 def short_names(names: Sequence[str]) -> list[str]:
     """Scans' names without their folders, if these are different; else the names as they are."""
-    short = [PurePosixPath(name).name for name in names]
+    short = [name.rpartition("/")[2] for name in names]
     return short if len(set(short)) == len(short) else list(names)
 
 
@@ -119,12 +143,12 @@ def _search_dicom(folder: Path, names: set[str]) -> Iterator[Case]:
     series = dicom.list_series(folder)
     for uid, s in series.items():
         if len(s.files) > 1 and s.modality not in dicom.PROJECTIONS:
-            path = folder if len(series) == 1 else Path(f"{folder}{dicom.SERIES}{uid}")
+            path = os.fspath(folder) if len(series) == 1 else f"{folder}{dicom.SERIES}{uid}"
             yield Case("", {"image": path}, s.patient or "")
         else:
-            yield from (Case("", {"image": folder / Path(f).name}, s.patient or "") for f in s.files)
-    unreadable = names.difference(Path(f).name for s in series.values() for f in s.files)
-    yield from (Case("", {"image": folder / f}, "") for f in sorted(unreadable))
+            yield from (Case("", {"image": os.fspath(file)}, s.patient or "") for file in s.files)
+    unreadable = names.difference(file.name for s in series.values() for file in s.files)
+    yield from (Case("", {"image": os.fspath(folder / f)}, "") for f in sorted(unreadable))
 
 
 def _warn(error: OSError) -> None:

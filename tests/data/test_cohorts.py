@@ -109,7 +109,7 @@ def test_csv_with_labels(tmp_path):
         assert a.labels == {"age": 41, "sex": "F", "score": 1.0}
         assert b.labels == {"age": None, "sex": "M", "score": 2.5}
         assert b.split == "val"
-        assert a.images == {"image": tmp_path / "d/a.nii.gz"}
+        assert a.images == {"image": str(tmp_path / "d/a.nii.gz")}
     content = "file;id;who;size\nd/a.nii.gz;1,5;2,5;3,5\n"
     (case,) = read_cohort(table(tmp_path, content), columns={"image": "file", "patient": "who"})
     assert (case.id, case.patient, case.labels) == ("1,5", "2,5", {"size": 3.5})
