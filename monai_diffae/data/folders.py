@@ -1,27 +1,38 @@
 """Search a folder for scans, and tell the label maps beside them from the images, by their names."""
 
+import json
 import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 from pathlib import Path, PurePath
 
+from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.cases import Case
-from monai_diffae.data.fingerprints import split_channel
+from monai_diffae.data.fingerprints import digest, split_channel
 from monai_diffae.data.formats import dicom
+from monai_diffae.data.progress import track
+from monai_diffae.data.scan_states import file_state
 from monai_diffae.data.scans import scan_suffix
 from monai_diffae.data.sequences import group_files
 from monai_diffae.errors import counted
+from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
+
+with on_first_use:
+    from monai_diffae.data import streamed
 
 logger = logging.getLogger(__name__)
 
 BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+|BraTS-[A-Za-z]+-\d+(?=-\d{3}))")
 """A subject of BIDS in a path, or a patient of BraTS, who may have several timepoints."""
 
+_BATCH = 256  # DICOM files whose headers are read and kept together
+_MANY = 2_000  # DICOM files; to read the headers of more takes seconds
 _UNREADABLE = (
     ".gif",
     ".webp",
@@ -64,9 +75,13 @@ class FolderContent:
             yield f"files that cannot be read are left out: {suffixes}; convert them to .nii.gz or .png"
 
 
-def search_folder(root: Path) -> FolderContent:
-    """Find all scans in a folder and its subfolders: each DICOM series, radiograph and file, but not label maps."""
+def search_folder(root: Path, headers: Path | None = None) -> FolderContent:
+    """Find all scans in a folder and its subfolders: each DICOM series, radiograph and file, but not label maps.
+
+    ``headers`` is a folder that keeps what was read of DICOM files, by all cores, so that a killed search resumes.
+    """
     scans: list[Case] = []
+    dicom_names: dict[str, list[str]] = {}
     unreadable: Counter[str] = Counter()
     visited: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_warn, followlinks=True):
@@ -82,9 +97,15 @@ def search_folder(root: Path) -> FolderContent:
         scans += [
             Case("", {"image": f"{place}{name}"}, "") for name, s in suffixes.items() if s and s not in dicom.SUFFIXES
         ]
-        names = {n for n, s in suffixes.items() if s in ("", *dicom.SUFFIXES) and dicom.is_dicom(Path(f"{place}{n}"))}
+        names = [n for n, s in suffixes.items() if s in ("", *dicom.SUFFIXES) and dicom.is_dicom(Path(f"{place}{n}"))]
         if names:
-            scans += _search_dicom(Path(folder), names)
+            dicom_names[os.fspath(Path(folder))] = names
+    if headers is not None and dicom_names:
+        _read_headers(dicom_names, headers)
+    num_files = sum(map(len, dicom_names.values()))
+    text = f"reading the headers of {num_files} DICOM files; list-scans does this once, with all cores"
+    for folder in track([*dicom_names], text) if headers is None and num_files > _MANY else dicom_names:
+        scans += _search_dicom(Path(folder), dicom_names[folder])
     names, relative = names_within((scan.path for scan in scans), root), relative_to(root)
     counts = Counter(names)
     named: dict[str, Case] = {}
@@ -139,16 +160,39 @@ def short_names(names: Sequence[str]) -> list[str]:
     return short if len(set(short)) == len(short) else list(names)
 
 
-def _search_dicom(folder: Path, names: set[str]) -> Iterator[Case]:
+def _read_headers(folders: Mapping[str, Sequence[str]], kept_in: Path) -> None:
+    """Read the headers of the DICOM files in folders, by all cores; a killed run resumes with what is kept."""
+    changed = {folder: dicom.folder_time(folder) for folder in folders}
+    batches = [(each, names[i : i + _BATCH]) for each, names in folders.items() for i in range(0, len(names), _BATCH)]
+    states = [file_state([f"{folder}{os.sep}{name}" for name in names]) for folder, names in batches]
+    ids = [digest(folder, state) for (folder, _), state in zip(batches, states, strict=True)]
+    store = PartStore(kept_in, "DICOM headers", replace=True)
+    workers = (os.cpu_count() or 1) if sum(map(len, folders.values())) > _MANY else 0
+    rows = streamed.resumed(store, dict(zip(ids, batches, strict=True)), _read_batch, workers, "reading DICOM headers")
+    identities: dict[str, list[dicom.Identity | None]] = defaultdict(list)
+    for (folder, _), id in zip(batches, ids, strict=True):
+        identities[folder] += [identity for identity, count in json.loads(rows[id]) for _ in range(count)]
+    for folder, names in folders.items():
+        dicom.keep_series(folder, changed[folder], names, identities[folder])
+
+
+def _read_batch(batch: tuple[str, Sequence[str]]) -> str:
+    """The identities of some files of a folder as JSON, each with the number of files in a row that have it."""
+    folder, names = batch
+    identities = (dicom.read_identity(Path(folder, name)) for name in names)
+    return json.dumps([(identity, len([*equal])) for identity, equal in groupby(identities)])
+
+
+def _search_dicom(folder: Path, names: Collection[str]) -> Iterator[Case]:
     series = dicom.list_series(folder)
     for uid, s in series.items():
-        if len(s.files) > 1 and s.modality not in dicom.PROJECTIONS:
+        if s.is_volume:
             path = os.fspath(folder) if len(series) == 1 else f"{folder}{dicom.SERIES}{uid}"
             yield Case("", {"image": path}, s.patient or "")
         else:
             yield from (Case("", {"image": os.fspath(file)}, s.patient or "") for file in s.files)
-    unreadable = names.difference(file.name for s in series.values() for file in s.files)
-    yield from (Case("", {"image": os.fspath(folder / f)}, "") for f in sorted(unreadable))
+    unreadable = {*names}.difference(*(s.names for s in series.values()))
+    yield from (Case("", {"image": os.fspath(folder / name)}, "") for name in sorted(unreadable))
 
 
 def _warn(error: OSError) -> None:

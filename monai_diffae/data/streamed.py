@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from monai_diffae.data.progress import Failure, SkippedCases
+from monai_diffae.data.atomic import PartStore
+from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.scan_states import item_hash
 from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_line
 
@@ -51,6 +54,31 @@ def in_order(items: Sequence[Any], function: Callable[[Any], Any], workers: int,
     )
     with worker_errors():
         yield from loader
+
+
+_SAVE_INTERVAL_S = 5.0
+
+
+def resumed(
+    store: PartStore, items: Mapping[str, Any], function: Callable[[Any], str], workers: int, task: str
+) -> dict[str, str]:
+    """The text that a function makes of each item, by id, with a progress bar; the store keeps it if the run ends."""
+    rows = store.read(["text"]) if store.done() else pd.DataFrame({"id": [], "text": []})
+    texts = dict(zip(rows["id"], rows["text"], strict=True))
+    missing = [id for id in items if id not in texts]
+    unsaved, saved_at = [], time.monotonic()
+    try:
+        with progress(len(missing), task) as advance:
+            for id, text in zip(missing, in_order([items[id] for id in missing], function, workers), strict=True):
+                texts[id] = text
+                unsaved.append({"id": id, "text": text})
+                if time.monotonic() - saved_at > _SAVE_INTERVAL_S:
+                    store.append(pd.DataFrame(unsaved))
+                    unsaved, saved_at = [], time.monotonic()
+                advance()
+    finally:
+        store.append(pd.DataFrame(unsaved))
+    return texts
 
 
 @dataclass(frozen=True)

@@ -128,13 +128,21 @@ class Listing:
             yield f"column {name}: {_described(values)}"
 
 
-def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str, str] | None = None) -> Listing:
-    """List the scans of a cohort, with labels from its folders, from a table and from the names of BIDS."""
+def list_cases(
+    cohort: Path,
+    sources: Sources = Sources(),
+    columns: Mapping[str, str] | None = None,
+    headers: Path | None = None,
+) -> Listing:
+    """List the scans of a cohort, with labels from its folders, from a table and from the names of BIDS.
+
+    ``headers`` is a folder that keeps what was read of DICOM files, see :func:`search_folder`.
+    """
     notes: list[str] = []
     is_folder = cohort.is_dir()
     root = cohort if is_folder else cohort.parent
     if is_folder:
-        content = search_folder(cohort)
+        content = search_folder(cohort, headers)
         notes += content.left_out()
         cases = _with_plain_ids(cases_in_folder(cohort, content, compiled(sources.patient_pattern)), root)
     else:
