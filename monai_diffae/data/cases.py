@@ -103,7 +103,7 @@ class Case:
             {'image': 'scans/a.nii', 'slice': 4, 'id': 'a'}
         """
         item: dict[str, Any] = {
-            key: [*map(os.fspath, image)] if isinstance(image, tuple) else os.fspath(image)
+            key: [os.fspath(file) for file in image] if isinstance(image, tuple) else os.fspath(image)
             for key, image in self.images.items()
         }
         if self.slice_index is not None:
@@ -193,8 +193,10 @@ def _distinct(plain: Sequence[str], texts: Sequence[str]) -> list[str]:
 
 def _repeated(values: Iterable[T]) -> set[T]:
     """The values that occur more than once."""
-    seen: set[T] = set()
-    return {value for value in values if value in seen or seen.add(value)}
+    seen, repeated = set[T](), set[T]()
+    for value in values:
+        (repeated if value in seen else seen).add(value)
+    return repeated
 
 
 def marks_twins(name: str, values: Collection[Any]) -> bool:

@@ -232,9 +232,9 @@ def _columns(path: Path, header: list[str], lines: Iterable[tuple[int, list[str]
     columns: list[list[str]] = [[] for _ in header]
     short, texts = [], dict[str, str]()
     for number, line in lines:
+        line = [*map(str.strip, line)]
         if len(line) != len(header) or unnamed:
-            line = [cell.strip() for cell in line]
-            if any(line[max(len(header), 1) :]) or any(line[i] for i in unnamed if i < len(line)):
+            if any(line[len(header) :]) or any(line[i] for i in unnamed if i < len(line)):
                 wrong = f"line {number} ({len(line)} cells) has a value in a column without a name"
                 advice = "name the column, or put text that contains the separator in quotes"
                 raise CohortError(f"{path.name}: {wrong}; {advice}")
@@ -242,7 +242,6 @@ def _columns(path: Path, header: list[str], lines: Iterable[tuple[int, list[str]
                 short.append(f"line {number} has {len(line)} cells")
             line += [""] * (len(header) - len(line))
         for column, cell in zip(columns, line, strict=False):
-            cell = cell.strip()
             column.append(texts.setdefault(cell, cell))
         if len(texts) > _MOST_SHARED:
             texts.clear()
@@ -291,9 +290,11 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
         if by_sequence:
             files = {name: column[i] for name, column in by_sequence if column[i]}
         images: dict[str, Images] = {key: column[i] for key, column in by_key if column[i]}
-        missing = next((names[key] for key in keys or ["image"] if key not in images), None)
-        if missing is not None and not (files and missing == names["image"]):
-            raise CohortError(f'{path.name}: row {i + 1} has no file in column "{missing}"; fill it or remove the row')
+        if len(images) < max(len(keys), 1):
+            missing = next(names[key] for key in keys or ["image"] if key not in images)
+            if not (files and missing == names["image"]):
+                wrong = f'row {i + 1} has no file in column "{missing}"'
+                raise CohortError(f"{path.name}: {wrong}; fill it or remove the row")
         values = {name: column[i] for name, column in labels.items()}
         row = Case(id, images, patient, split, values, file_name=id, sequences=files)
         row = replace(row, mask=path.parent / mask) if mask else row
@@ -467,10 +468,10 @@ def _to_cases(
 ) -> list[Case]:
     names, relative = short_names(_names(rows, root)), relative_to(root)
     patients = unified_patients([_patient(row, relative, pattern) for row in rows])
-    counts = Counter(names)
-    # a.png and a.nii.gz have the same name, and keep their suffixes
-    unique = (name if counts[name] == 1 else relative(row.path) for row, name in zip(rows, names, strict=True))
-    texts = [row.id or name for row, name in zip(rows, unique, strict=True)]
+    if len({*names}) < len(names):  # a.png and a.nii.gz have the same name, and keep their suffixes
+        counts = Counter(names)
+        names = [name if counts[name] == 1 else relative(row.path) for row, name in zip(rows, names, strict=True)]
+    texts = [row.id or name for row, name in zip(rows, names, strict=True)]
     _check_rows(source, rows, texts, refuse_leaks=refuse_leaks)
     cases, scans_of = [], Counter(patients)
     for row, safe, file_name, patient in zip(rows, *safe_names(texts), patients, strict=True):

@@ -168,19 +168,20 @@ def _read_headers(folders: Mapping[str, Sequence[str]], kept_in: Path) -> None:
     ids = [digest(folder, state) for (folder, _), state in zip(batches, states, strict=True)]
     store = PartStore(kept_in, "DICOM headers", replace=True)
     workers = (os.cpu_count() or 1) if sum(map(len, folders.values())) > _MANY else 0
-    rows = streamed.resumed(store, dict(zip(ids, batches, strict=True)), _read_batch, workers, "reading DICOM headers")
+    items = dict(zip(ids, batches, strict=True))
+    rows = streamed.resumed(items, _read_batch, store, workers, "reading the headers of", "group of DICOM files")
     identities: dict[str, list[dicom.Identity | None]] = defaultdict(list)
     for (folder, _), id in zip(batches, ids, strict=True):
-        identities[folder] += [identity for identity, count in json.loads(rows[id]) for _ in range(count)]
+        identities[folder] += [identity for identity, count in json.loads(rows[id]["identities"]) for _ in range(count)]
     for folder, names in folders.items():
         dicom.keep_series(folder, changed[folder], names, identities[folder])
 
 
-def _read_batch(batch: tuple[str, Sequence[str]]) -> str:
+def _read_batch(batch: tuple[str, Sequence[str]]) -> dict[str, str]:
     """The identities of some files of a folder as JSON, each with the number of files in a row that have it."""
     folder, names = batch
     identities = (dicom.read_identity(Path(folder, name)) for name in names)
-    return json.dumps([(identity, len([*equal])) for identity, equal in groupby(identities)])
+    return {"identities": json.dumps([(identity, len([*equal])) for identity, equal in groupby(identities)])}
 
 
 def _search_dicom(folder: Path, names: Collection[str]) -> Iterator[Case]:

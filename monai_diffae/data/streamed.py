@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from monai_diffae.data.atomic import PartStore
 from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.scan_states import item_hash
-from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_line
+from monai_diffae.errors import MachineError, ScanError, counted, find_diffae_error, one_line
 
 Arrays = dict[str, NDArray[np.float32]]
 """The images ``[C, *S]`` of one item, by key."""
@@ -60,25 +60,30 @@ _SAVE_INTERVAL_S = 5.0
 
 
 def resumed(
-    store: PartStore, items: Mapping[str, Any], function: Callable[[Any], str], workers: int, task: str
-) -> dict[str, str]:
-    """The text that a function makes of each item, by id, with a progress bar; the store keeps it if the run ends."""
-    rows = store.read(["text"]) if store.done() else pd.DataFrame({"id": [], "text": []})
-    texts = dict(zip(rows["id"], rows["text"], strict=True))
-    missing = [id for id in items if id not in texts]
+    items: Mapping[str, Any],
+    function: Callable[[Any], dict[str, Any]],
+    store: PartStore | None,
+    workers: int,
+    task: str,
+    noun: str,
+) -> dict[str, dict[str, Any]]:
+    """The row that a function makes of each item, by id, with a progress bar; a store keeps rows for the next call."""
+    rows = {} if store is None else {str(row["id"]): {**row} for row in store.read().to_dict("records")}
+    missing = [id for id in items if id not in rows]
     unsaved, saved_at = [], time.monotonic()
     try:
-        with progress(len(missing), task) as advance:
-            for id, text in zip(missing, in_order([items[id] for id in missing], function, workers), strict=True):
-                texts[id] = text
-                unsaved.append({"id": id, "text": text})
-                if time.monotonic() - saved_at > _SAVE_INTERVAL_S:
+        with progress(len(missing), f"{task} {counted(len(missing), noun)}") as advance:
+            for id, row in zip(missing, in_order([items[id] for id in missing], function, workers), strict=True):
+                rows[id] = row
+                unsaved.append({"id": id, **row})
+                if store is not None and time.monotonic() - saved_at > _SAVE_INTERVAL_S:
                     store.append(pd.DataFrame(unsaved))
                     unsaved, saved_at = [], time.monotonic()
                 advance()
     finally:
-        store.append(pd.DataFrame(unsaved))
-    return texts
+        if store is not None:
+            store.append(pd.DataFrame(unsaved))
+    return rows
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pydicom import uid
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filereader import read_partial
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
 from monai_diffae.data.formats import itk
 from monai_diffae.data.formats.scan import Floats, Voxels, as_float32, check_regular
@@ -69,7 +69,7 @@ def lenient() -> Iterator[None]:
 def read_tags(path: Path, keywords: Sequence[str]) -> Dataset:
     """Read some of a file's tags, up to the last of them, and check that it is an image."""
     check_regular(path)
-    tags = [*map(Tag, keywords)]
+    tags: list[BaseTag | int] = [*map(Tag, keywords)]
     last = max(tags)
     try:
         with lenient(), open(path, "rb") as stream:
