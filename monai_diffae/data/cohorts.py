@@ -35,7 +35,7 @@ _THOUSANDS = re.compile(r"[1-9]\d{0,2},\d{3}")
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 _WHOLE = re.compile(r"\d+\.0+")
 _MOST_SHARED = 10_000  # different texts of a table that are kept to find equal ones
-_TIDY = re.compile(r"[^/.:\\][^/:\\]*(?:/[^/.:\\][^/:\\]*)*")  # a path below a folder, as pathlib would write it
+_TIDY = re.compile(r"/?[^/.:\\][^/:\\]*(?:/[^/.:\\][^/:\\]*)*")  # a path that pathlib would not change
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # spaces, hyphens and leading zeros
 
 
@@ -305,7 +305,10 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
 def _paths(folder: Path, cells: Sequence[str]) -> list[str]:
     """The paths in cells, from a folder; empty cells stay empty."""
     start = os.fspath(folder / "_")[:-1]
-    return [f"{start}{cell}" if _TIDY.fullmatch(cell) else cell and os.fspath(folder / cell) for cell in cells]
+    return [
+        os.path.join(start, cell) if _TIDY.fullmatch(cell) else cell and os.fspath(folder / cell)  # noqa: PTH118
+        for cell in cells
+    ]
 
 
 def _mask_columns(columns: Collection[str], names: Mapping[str, str]) -> list[str]:

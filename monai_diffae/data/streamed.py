@@ -66,9 +66,10 @@ def resumed(
     workers: int,
     task: str,
     noun: str,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, dict[Any, Any]]:
     """The row that a function makes of each item, by id, with a progress bar; a store keeps rows for the next call."""
-    rows = {} if store is None else {str(row["id"]): {**row} for row in store.read().to_dict("records")}
+    saved: list[dict[Any, Any]] = [] if store is None else store.read().to_dict("records")
+    rows = {str(row["id"]): row for row in saved}
     missing = [id for id in items if id not in rows]
     unsaved, saved_at = [], time.monotonic()
     try:

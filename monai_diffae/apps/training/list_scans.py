@@ -80,7 +80,7 @@ def list_scans(
     if group_duplicates and skip_twins:
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
     sources = listings.Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
-    headers = out.with_name(f".{out.name}.headers")  # which stays if this run is killed
+    headers = out.parent / f".{out.name}.headers"  # which stays if this run is killed
     listing = listings.list_cases(cohort, sources, columns, headers)
     listing = replace(listing, cases=with_hashes(listing.cases, out.parent, ids))
     if skip_twins:
