@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path, PurePath
 
 from monai_diffae.data.atomic import PartStore
@@ -220,17 +220,19 @@ def find_label_maps(names: Sequence[str]) -> set[str]:
     # such as _seg, _mask_1 or _dseg, and the scan that it belongs to is there: in the same folder, with exactly the
     # rest of the name in another one, or for BIDS of the same subject. A class may be called tumor, too, so p1_tumor is
     # a label map only beside p1.
-    folders = {parent for name in names for parent in PurePath(name).parents}
-    with_scans = {PurePath(name).parent for name in names}
-    in_folders = {name for name in names if _is_in_label_folder(PurePath(name), folders, with_scans)}
+    with_scans = {PurePath(folder) for folder in {name.rpartition("/")[0] for name in names}}
+    folders = {parent for folder in with_scans for parent in (folder, *folder.parents)}
+    label_folders = {folder for folder in with_scans if _is_label_folder(folder, folders, with_scans)}
+    in_folders = {name for name in names if PurePath(name).parent in label_folders} if label_folders else set()
     others = [name for name in names if name not in in_folders]
-    findings = {name for name in others if (match := _FINDING.fullmatch(name)) and match[1] in {*others}}
+    known = {*others}
+    findings = {name for name in others if (match := _FINDING.fullmatch(name)) and match[1] in known}
     label_maps = in_folders | findings | set(_named_as_label_maps(others))
     return label_maps if len(label_maps) < len(names) else set()
 
 
-def _is_in_label_folder(name: PurePath, folders: Collection[PurePath], with_scans: Collection[PurePath]) -> bool:
-    for folder in list(name.parents)[:-1]:
+def _is_label_folder(place: PurePath, folders: Collection[PurePath], with_scans: Collection[PurePath]) -> bool:
+    for folder in [place, *place.parents][:-1]:
         word = folder.name.lower()
         if word.startswith("labels") and folder.parent / folder.name.replace("labels", "images", 1) in folders:
             return True
@@ -241,12 +243,14 @@ def _is_in_label_folder(name: PurePath, folders: Collection[PurePath], with_scan
 
 
 def _named_as_label_maps(names: Sequence[str]) -> Iterator[str]:
-    matches = {name: match for name in names if (match := _FILE.fullmatch(PurePath(name).name))}
-    images = [PurePath(name) for name in names if name not in matches]
-    stems, subjects = {image.name for image in images}, {_subject(image.name) for image in images} - {None}
-    by_folder: dict[PurePath, list[str]] = defaultdict(list)
-    for image in images:
-        by_folder[image.parent].append(image.name)
+    matches = {name: match for name in names if (match := _FILE.fullmatch(name.rpartition("/")[2]))}
+    if not matches:
+        return
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for folder, _, stem in (name.rpartition("/") for name in names if name not in matches):
+        by_folder[folder].append(stem)
+    stems = {*chain.from_iterable(by_folder.values())}
+    subjects = {*map(_subject, stems)} - {None}
     # the parts with which names begin, up to each separator; "" is one of them
     beginnings = {
         folder: {stem[: match.start()] for stem in stems for match in re.finditer(r"[_. -]+|$|^", stem)}
@@ -254,7 +258,7 @@ def _named_as_label_maps(names: Sequence[str]) -> Iterator[str]:
     }
     words = set()
     for name, match in matches.items():
-        rest, folder = match["image"] or "", PurePath(name).parent
+        rest, folder = match["image"] or "", name.rpartition("/")[0]
         if rest in stems or _subject(rest) in subjects or rest in beginnings.get(folder, ()):
             words.add(match["word"])
     yield from (name for name, match in matches.items() if match["word"] in words)  # also those without their image

@@ -105,8 +105,9 @@ def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, 
         elif paths:
             cases[stem] = with_sequences(replace(scan, id=root.name if stem == "." else stem), paths)
     cases = dict(zip(cases, with_channels([*cases.values()], channels), strict=True))
-    names_of = {stem: {stem, *chain.from_iterable(files[stem].values())} for stem in cases}
-    owners = _owners(masks, names_of)
+    owners = {}
+    if masks:
+        owners = _owners(masks, {stem: {stem, *chain.from_iterable(files[stem].values())} for stem in cases})
     chosen = {stem: min(names, key=lambda name: _mask_rank(name, cases[stem])) for stem, names in owners.items()}
     cases |= {stem: replace(cases[stem], mask=Path(masks[name])) for stem, name in chosen.items()}
     return Grouping([*cases.values()], [name for name in masks if name not in chosen.values()], notes)
