@@ -8,24 +8,27 @@ import re
 import secrets
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkstemp
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
 from monai_diffae.lazy import on_first_use
-from monai_diffae.policies import MISSING_WORDS, Ids
+from monai_diffae.policies import MISSING_WORDS, Ids, PathLike
 
 with on_first_use:
     from monai_diffae.data import scans
     from monai_diffae.data.formats import dicom
 
+T = TypeVar("T")
+
 Label = float | int | str | None
-Images = Path | tuple[Path, ...]
+Images = PathLike | tuple[PathLike, ...]
+"""The file of an image, or one file per channel; as text in a cohort that was read."""
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,7 @@ _GROUPED = re.compile(r"[+-]?[\d.]+([.,]\d+)?")  # also with points between thou
 _MARKS = ("-", "--", ".", "?")  # of missing numbers; among words, a class may be called so
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 _LONGEST = 100
+_SAFE = re.compile(r"(?!(?i:con|prn|aux|nul|com\d|lpt\d)$)[A-Za-z0-9][A-Za-z0-9_-]{0,98}[A-Za-z0-9-]")  # most ids
 TWINS = "twins"
 """The column in which ``list-scans`` gives all scans of a group of twins the same text, such as ``group 1``."""
 
@@ -41,7 +45,7 @@ _TWINS_MARK = re.compile(r"group \d+|None|nan|<NA>|")
 _MAX_QUOTED = 60  # characters of an id in an error message
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One scan of a cohort."""
 
@@ -56,30 +60,35 @@ class Case:
     slice_index: int | None = None  #: the slice of the volume; None for a whole image
     file_name: str = ""  #: the id as a name for files, without a suffix: unique in the cohort, and safe on every system
     #: the files of its named sequences, such as ``FLAIR``, from which those of ``"image"`` are chosen
-    sequences: dict[str, Path] = field(default_factory=dict)
+    sequences: dict[str, PathLike] = field(default_factory=dict)
     mask: Path | None = None  #: a label map of its image
     patient_is_given: bool = False  #: whether the cohort names the patient, who has no other scan
 
     def __post_init__(self) -> None:
-        if not self.file_name:
+        if self.id and not self.file_name:
             object.__setattr__(self, "file_name", safe_file_name(self.id))
 
     @property
-    def first_file(self) -> Path:
-        """The first file of ``"image"``, which may have one file per channel."""
+    def path(self) -> str:
+        """The path of the first file of ``"image"``, which may have one file per channel."""
         image = self.images["image"]
-        return image if isinstance(image, Path) else image[0]
+        return os.fspath(image[0] if isinstance(image, tuple) else image)
+
+    @property
+    def first_file(self) -> Path:
+        """The first file of ``"image"``."""
+        return Path(self.path)
 
     @property
     def files(self) -> list[Path]:
         """All files of images, the first one of ``"image"`` first; not the mask."""
         images = [self.images[key] for key in sorted(self.images, key=lambda key: key != "image") if key != "mask"]
-        return [file for image in images for file in (image if isinstance(image, tuple) else (image,))]
+        return [Path(file) for image in images for file in (image if isinstance(image, tuple) else (image,))]
 
     @property
     def file(self) -> str:
         """The name, without folders, of the case's first file."""
-        return self.first_file.name
+        return os.path.basename(self.path)  # noqa: PTH119 - Path takes ten times as long for the many rows of a table
 
     @property
     def has_own_patient(self) -> bool:
@@ -94,7 +103,7 @@ class Case:
             {'image': 'scans/a.nii', 'slice': 4, 'id': 'a'}
         """
         item: dict[str, Any] = {
-            key: str(image) if isinstance(image, Path) else [str(p) for p in image]
+            key: [os.fspath(file) for file in image] if isinstance(image, tuple) else os.fspath(image)
             for key, image in self.images.items()
         }
         if self.slice_index is not None:
@@ -144,6 +153,8 @@ def find_cases(cases: Sequence[Case], ids: Sequence[str]) -> list[Case]:
 
 def safe_id(text: str) -> str:
     """Convert text to a safe file name of at most 100 characters: ASCII letters, digits and ``._-``."""
+    if _SAFE.fullmatch(text):
+        return text
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", plain)
     plain = re.sub(r"\.{2,}", "_", plain).strip("._") or "case"
@@ -161,8 +172,10 @@ def safe_file_name(id: str) -> str:
 
 def safe_names(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """Unique safe ids, and file names without suffix, for unique texts; equal ones get a hash, in any order."""
-    file_names = [safe_id(_without_suffix(text)) for text in texts]
-    return _distinct([safe_id(text) for text in texts], texts), _distinct(file_names, texts)
+    suffix = scans.scan_suffix
+    stems = [text.removesuffix(suffix(text)) or text for text in texts]
+    ids = _distinct([*map(safe_id, texts)], texts)
+    return ids, ids if stems == [*texts] else _distinct([*map(safe_id, stems)], texts)
 
 
 def _without_suffix(id: str) -> str:
@@ -171,11 +184,19 @@ def _without_suffix(id: str) -> str:
 
 
 def _distinct(plain: Sequence[str], texts: Sequence[str]) -> list[str]:
-    counts = Counter(p.casefold() for p in plain)  # file systems that ignore case would confuse "A" and "a"
+    repeated = _repeated(map(str.casefold, plain))  # file systems that ignore case would confuse "A" and "a"
     return [
-        p if counts[p.casefold()] == 1 else f"{p[: _LONGEST - 9]}-{_short_hash(t)}"
+        f"{p[: _LONGEST - 9]}-{_short_hash(t)}" if p.casefold() in repeated else p
         for p, t in zip(plain, texts, strict=True)
     ]
+
+
+def _repeated(values: Iterable[T]) -> set[T]:
+    """The values that occur more than once."""
+    seen, repeated = set[T](), set[T]()
+    for value in values:
+        (repeated if value in seen else seen).add(value)
+    return repeated
 
 
 def marks_twins(name: str, values: Collection[Any]) -> bool:
@@ -194,14 +215,12 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
 
     Marks such as ``-`` are missing among numbers only, with a warning. What keeps numbers from being read is named.
     """
-    labels = {name: _as_numbers(name, [cell.strip() for cell in cells]) for name, cells in columns.items()}
+    labels = {name: _as_numbers(name, [*map(str.strip, cells)]) for name, cells in columns.items()}
     for name, values in labels.items():
-        texts = [value for value in values if isinstance(value, str)]
+        texts = Counter(value for value in values if isinstance(value, str))
         with_comma = [text for text in texts if "," in text]
-        wrong = [
-            (row, quoted(each)) for row, each in enumerate(values, 1) if isinstance(each, str) and not _is_number(each)
-        ]
-        is_rare = 0 < len(wrong) <= max(1, len(texts) // 10) < len(texts)
+        wrong = {text: count for text, count in texts.items() if not _is_number(text)}
+        is_rare = 0 < sum(wrong.values()) <= max(1, texts.total() // 10) < texts.total()
         if with_comma and all((_DECIMAL if is_rare else _GROUPED).fullmatch(text) for text in texts):
             logger.warning(
                 "label '%s': is read as text, because numbers such as %s have a comma; write points, or separate the "
@@ -214,27 +233,31 @@ def as_labels(columns: Mapping[str, Sequence[str]]) -> dict[str, list[Label]]:
                 "label '%s': is read as text, because %d of %d values cannot be read as numbers, the first in row %d, "
                 "%s; correct or empty such cells",
                 name,
-                len(wrong),
-                len(texts),
-                *wrong[0],
+                sum(wrong.values()),
+                texts.total(),
+                values.index(next(iter(wrong))) + 1,
+                quoted(next(iter(wrong))),
             )
     return labels
 
 
 def _as_numbers(name: str, cells: list[str]) -> list[Label]:
-    codes = {cell for cell in cells if cell.isdecimal()}
-    marks = [cell for cell in cells if cell in _MARKS]
+    texts = Counter(cells)  # which are fewer, and each becomes one value
+    codes = [text for text in texts if text.isdecimal()]
+    marks = [text for text in texts if text in _MARKS]
     missing = {*MISSING_WORDS, *marks}
-    is_text = any("_" in cell for cell in cells) or len({int(code) for code in codes}) < len(codes)
-    for kind in () if is_text or (marks and set(cells) <= missing) else (int, float):
+    is_text = any("_" in text for text in texts) or len({int(code) for code in codes}) < len(codes)
+    values: dict[str, Label] = {text: None if text in MISSING_WORDS else text for text in texts}
+    for kind in () if is_text or (marks and texts.keys() <= missing) else (int, float):
         try:
-            numbers: list[Label] = [None if cell in missing else kind(cell) for cell in cells]
+            values = {text: None if text in missing else kind(text) for text in texts}
         except ValueError:
             continue
         if marks:
-            logger.warning("label '%s': %d cells such as %s count as missing numbers", name, len(marks), marks[0])
-        return numbers
-    return [None if cell in MISSING_WORDS else cell for cell in cells]
+            count = sum(texts[mark] for mark in marks)
+            logger.warning("label '%s': %d cells such as %s count as missing numbers", name, count, marks[0])
+        break
+    return [values[cell] for cell in cells]
 
 
 def _is_number(text: str) -> bool:
@@ -343,7 +366,7 @@ def with_hashes(cases: Sequence[Case], folder: Path, ids: Ids = "names") -> list
 
 
 def _is_known_by_patient_id(case: Case) -> bool:
-    return scans.may_be_dicom(case.first_file) and case.patient == dicom.read_patient(case.first_file)
+    return scans.may_be_dicom(case.path) and case.patient == dicom.read_patient(case.first_file)
 
 
 # -- splits by patient -------------------------------------------------------------------------------------------------
@@ -385,7 +408,10 @@ def assign_splits(
     rest = [p for p in ranked[num_val:] if p not in existing]
     num_test = 0 if has_test else min(round(test_fraction * len(unassigned)), len(ranked) - num_val - 1, len(rest))
     drawn |= dict.fromkeys(rest[: max(num_test, 0)], "test")
-    return [replace(case, split=drawn.get(case.patient, existing.get(case.patient, "train"))) for case in cases]
+    splits = [drawn.get(case.patient, existing.get(case.patient, "train")) for case in cases]
+    return [
+        case if case.split == split else replace(case, split=split) for case, split in zip(cases, splits, strict=True)
+    ]
 
 
 def patients_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
@@ -395,17 +421,16 @@ def patients_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
 
 def files_in_two_splits(cases: Sequence[Case]) -> list[list[Case]]:
     """The cases of each file that is in several splits, by its path or by a symbolic or hard link."""
-    return _in_two_splits(cases, lambda case: _identity(case.first_file))
+    return _in_two_splits(cases, lambda case: _identity(case.path))
 
 
 def cases_of_one_file(cases: Sequence[Case]) -> list[list[Case]]:
     """The cases of each image that several cases have, by the paths of its files."""
+    return _groups(cases, [_normal_path(case.images["image"]) for case in cases])
 
-    def paths(case: Case) -> tuple[str, ...]:
-        image = case.images["image"]
-        return tuple(map(os.path.normpath, image if isinstance(image, tuple) else (image,)))
 
-    return [group for group in _grouped(cases, paths) if len(group) > 1]
+def _normal_path(image: Images) -> object:
+    return tuple(map(os.path.normpath, image)) if isinstance(image, tuple) else os.path.normpath(image)
 
 
 def check_splits(cases: Sequence[Case], source: str) -> None:
@@ -421,17 +446,20 @@ def check_links(cases: Sequence[Case], source: str) -> None:
 
 
 def _in_two_splits(cases: Sequence[Case], key: Callable[[Case], object]) -> list[list[Case]]:
-    groups = _grouped([case for case in cases if case.split is not None], key)
-    return [group for group in groups if len({case.split for case in group}) > 1]
+    cases = [case for case in cases if case.split is not None]
+    keys = [*map(key, cases)]
+    divided = _repeated(value for value, _ in {*zip(keys, (case.split for case in cases), strict=True)})
+    return _groups(cases, [value if value in divided else None for value in keys])
 
 
-def _grouped(cases: Sequence[Case], key: Callable[[Case], object]) -> Collection[list[Case]]:
-    """The cases by a key; those without one (None) are left out."""
+def _groups(cases: Sequence[Case], keys: Sequence[object]) -> list[list[Case]]:
+    """The cases of each key that occurs more than once; those without one (None) are left out."""
+    repeated = _repeated(keys) - {None}
     groups: dict[object, list[Case]] = {}
-    for case in cases:
-        if (value := key(case)) is not None:
-            groups.setdefault(value, []).append(case)
-    return groups.values()
+    for case, key in zip(cases, keys, strict=True):
+        if key in repeated:
+            groups.setdefault(key, []).append(case)
+    return [*groups.values()]
 
 
 def _pair(group: Sequence[Case]) -> str:
@@ -441,11 +469,11 @@ def _pair(group: Sequence[Case]) -> str:
     return f"'{first.id[:60]}' ({first.split}) and '{other.id[:60]}' ({other.split})"
 
 
-def _identity(file: Path) -> tuple[int, int] | str | None:
+def _identity(file: str) -> tuple[int, int] | str | None:
     """What all names of a file have in common; None if it is missing."""
     try:
-        status = file.stat()
+        status = os.stat(file)  # noqa: PTH116 - as above
     except OSError:
-        return str(file) if dicom.split_series(file)[1] is not None else None
+        return file if dicom.SERIES in file else None
     # some network drives have no such numbers
-    return (status.st_dev, status.st_ino) if status.st_ino else str(file)
+    return (status.st_dev, status.st_ino) if status.st_ino else file

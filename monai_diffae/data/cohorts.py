@@ -2,21 +2,22 @@
 
 import csv
 import difflib
+import gc
 import json
 import logging
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import SPLITS, Case, Images, as_labels, cases_of_one_file, check_splits, safe_names
-from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, name_within, search_folder, short_names
+from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, names_within, relative_to, search_folder, short_names
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
@@ -33,6 +34,8 @@ _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2},\d{3}")
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 _WHOLE = re.compile(r"\d+\.0+")
+_MOST_SHARED = 10_000  # different texts of a table that are kept to find equal ones
+_TIDY = re.compile(r"/?[^/.:\\][^/:\\]*(?:/[^/.:\\][^/:\\]*)*")  # a path that pathlib would not change
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # spaces, hyphens and leading zeros
 
 
@@ -45,6 +48,19 @@ def check_cohort_exists(path: PathLike) -> None:
         raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
 
 
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Do not look for reference cycles: cases have none, and each search would visit all of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_garbage_collection()
 def read_cohort(
     path: PathLike,
     *,
@@ -104,7 +120,7 @@ def read_cohort(
         read = _read_datalist if suffix == ".json" else _read_table
         rows = read(path, names, tuple(image_keys), set(columns or {}))
     else:
-        rows = [Case("", {"image": path}, "")]
+        rows = [Case("", {"image": os.fspath(path)}, "")]
     rows = with_channels(rows)
     root = _common_folder(path.parent, rows) if is_table else folder.parent
     cases = _to_cases(path.name, rows, root, pattern, refuse_leaks=refuse_leaks)
@@ -182,17 +198,15 @@ def read_columns(path: Path, names: Collection[str] = (), *, may_be_empty: bool 
             stream.seek(0)
             delimiter = _delimiter(path, first_line)
             reader = csv.reader(stream, delimiter=delimiter)
-            lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader if any(line)]
+            lines = ((reader.line_num, line) for line in reader if any(line))
+            _, header = next(lines, (0, []))
+            columns = _columns(path, [*map(str.strip, header)], lines)
     except (UnicodeDecodeError, csv.Error) as error:
         raise CohortError(f"{path.name}: this is not a table in UTF-8 ({error}); save it as CSV again") from error
     except OSError as error:
         raise CohortError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
-    if len(lines) < (1 if may_be_empty else 2):
+    if not header or not (may_be_empty or any(columns.values())):
         raise CohortError(f"{path.name}: the table has no rows; it needs a header, and one row per scan or patient")
-    (_, header), *rows = lines
-    _check_cells(path, header, rows)
-    # The first column may have no name: pandas writes the numbers of the rows so.
-    columns = {name: [row[i] if i < len(row) else "" for _, row in rows] for i, name in enumerate(header) if name}
     if delimiter == ";":  # written by a program in whose language 1,5 is a number
         for name in columns.keys() - {*names}:
             if name.lower().replace(" ", "_") not in (*ID_COLUMNS, *PATIENTS):
@@ -207,22 +221,35 @@ def read_columns(path: Path, names: Collection[str] = (), *, may_be_empty: bool 
     return columns
 
 
-def _check_cells(path: Path, header: list[str], rows: list[tuple[int, list[str]]]) -> None:
-    """Raise an error if two columns have one name or a cell has no column; warn if lines have too few cells."""
+def _columns(path: Path, header: list[str], lines: Iterable[tuple[int, list[str]]]) -> dict[str, list[str]]:
+    """The cells of numbered lines by column; equal cells are one text, so that large tables fit into memory."""
     double = next((name for name, count in Counter(header).items() if name and count > 1), None)
     if double is not None:
         raise CohortError(f"{path.name}: two columns are called '{shortened(double, 100)}'; rename one")
-    for number, row in rows:
-        if any(cell and not name for cell, name in zip_longest(row[1:], header[1:], fillvalue="")):
-            wrong = f"line {number} ({len(row)} cells) has a value in a column without a name"
-            advice = "name the column, or put text that contains the separator in quotes"
-            raise CohortError(f"{path.name}: {wrong}; {advice}")
+    # The first column may have no name: pandas writes the numbers of the rows so.
+    unnamed = [i for i, name in enumerate(header) if i and not name]
     width = max((i + 1 for i, name in enumerate(header) if name), default=0)
-    short = [f"line {number} has {len(row)} cells" for number, row in rows if len(row) < width]
+    columns: list[list[str]] = [[] for _ in header]
+    short, texts = [], dict[str, str]()
+    for number, line in lines:
+        line = [*map(str.strip, line)]
+        if len(line) != len(header) or unnamed:
+            if any(line[len(header) :]) or any(line[i] for i in unnamed if i < len(line)):
+                wrong = f"line {number} ({len(line)} cells) has a value in a column without a name"
+                advice = "name the column, or put text that contains the separator in quotes"
+                raise CohortError(f"{path.name}: {wrong}; {advice}")
+            if len(line) < width:
+                short.append(f"line {number} has {len(line)} cells")
+            line += [""] * (len(header) - len(line))
+        for column, cell in zip(columns, line, strict=False):
+            column.append(texts.setdefault(cell, cell))
+        if len(texts) > _MOST_SHARED:
+            texts.clear()
     if short:
         others = f" (and {len(short) - 1} more lines are short)" if len(short) > 1 else ""
         advice = "the missing cells count as empty, so check that the table is complete"
         warn_once(path, f"{short[0]}, but there are {width} columns{others}; {advice}")
+    return {name: column for name, column in zip(header, columns, strict=True) if name}
 
 
 def _delimiter(path: Path, first_line: str) -> str:
@@ -251,20 +278,37 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
             logger.warning("%s: the column %s is a label; if not, set columns %s=%s", path.name, similar, role, similar)
     no_labels = {*names.values(), *sequences.values(), *masks}
     labels = as_labels({name: column for name, column in cells.items() if name not in no_labels})
-    rows = []
     keys = [key for key in image_keys if names[key] in cells]
-    for i in range(len(next(iter(cells.values())))):
-        files = {name: path.parent / cells[column][i] for name, column in sequences.items() if cells[column][i]}
-        missing = next((names[key] for key in keys if not cells[names[key]][i]), None if keys else "image")
-        missing = missing if not files or missing not in (None, names["image"]) else None
-        if missing is not None:
-            raise CohortError(f'{path.name}: row {i + 1} has no file in column "{missing}"; fill it or remove the row')
-        images: dict[str, Images] = {key: path.parent / cells[names[key]][i] for key in keys if cells[names[key]][i]}
-        id, patient, split, mask = (cells[names[role]][i] if names[role] in cells else "" for role in COLUMN_ROLES)
-        row = Case(id, images, patient, split, {name: column[i] for name, column in labels.items()})
-        row = replace(row, mask=path.parent / mask if mask else None, sequences=files)
+    empty = [""] * len(next(iter(cells.values())))
+    roles = [cells.get(names[role], empty) for role in COLUMN_ROLES]
+    for column in {*(names[key] for key in keys), *sequences.values()}:
+        cells[column] = _paths(path.parent, cells[column])
+    by_sequence = [(name, cells[column]) for name, column in sequences.items()]
+    by_key = [(key, cells[names[key]]) for key in keys]
+    rows, files = [], dict[str, PathLike]()
+    for i, (id, patient, split, mask) in enumerate(zip(*roles, strict=True)):
+        if by_sequence:
+            files = {name: column[i] for name, column in by_sequence if column[i]}
+        images: dict[str, Images] = {key: column[i] for key, column in by_key if column[i]}
+        if len(images) < max(len(keys), 1):
+            missing = next(names[key] for key in keys or ["image"] if key not in images)
+            if not (files and missing == names["image"]):
+                wrong = f'row {i + 1} has no file in column "{missing}"'
+                raise CohortError(f"{path.name}: {wrong}; fill it or remove the row")
+        values = {name: column[i] for name, column in labels.items()}
+        row = Case(id, images, patient, split, values, file_name=id, sequences=files)
+        row = replace(row, mask=path.parent / mask) if mask else row
         rows.append(row if "image" in images else with_sequences(row, files))
     return rows
+
+
+def _paths(folder: Path, cells: Sequence[str]) -> list[str]:
+    """The paths in cells, from a folder; empty cells stay empty."""
+    start = os.fspath(folder / "_")[:-1]
+    return [
+        os.path.join(start, cell) if _TIDY.fullmatch(cell) else cell and os.fspath(folder / cell)  # noqa: PTH118
+        for cell in cells
+    ]
 
 
 def _mask_columns(columns: Collection[str], names: Mapping[str, str]) -> list[str]:
@@ -359,7 +403,8 @@ def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str
         if not files or not all(isinstance(f, str) and f for f in files):
             place = f"{section or 'entry'} {n + 1}"
             raise CohortError(f'{path.name}: {place} has no "{names[key]}" path; add it, or set columns')
-        images[key] = tuple(path.parent / f for f in files) if isinstance(value, list) else path.parent / files[0]
+        paths = _paths(path.parent, files)
+        images[key] = tuple(paths) if isinstance(value, list) else paths[0]
     standard = {role: values.get(names[role]) for role in COLUMN_ROLES}
     # pandas writes NaN for missing values
     texts = {role: str(value) for role, value in standard.items() if value is not None and value == value}
@@ -376,9 +421,9 @@ def _entry(path: Path, section: str, n: int, entry: Any, names: Mapping[str, str
 
 def _common_folder(folder: Path, rows: Sequence[Case]) -> Path:
     """The table's folder if all images are in it, else the closest folder that holds all images."""
-    parents = [os.path.normpath(row.first_file.parent) for row in rows]
+    parents = {*map(os.path.normpath, {os.path.dirname(row.path) for row in rows})}  # noqa: PTH120 - as scan_suffix
     table_folder = os.path.normpath(folder)
-    if all(Path(p).is_relative_to(table_folder) for p in set(parents)):
+    if all(Path(p).is_relative_to(table_folder) for p in parents):
         return Path(table_folder)
     with suppress(ValueError):  # several drives, or both relative and absolute paths
         return Path(os.path.commonpath(parents))
@@ -387,7 +432,7 @@ def _common_folder(folder: Path, rows: Sequence[Case]) -> Path:
 
 def _check_existence(path: Path, rows: Sequence[Case]) -> None:
     """Raise an error if all files are missing; a single missing file is a failure of its case."""
-    files = (dicom.split_series(row.first_file)[0] for row in rows)
+    files = (dicom.split_text(row.path)[0] for row in rows)
     if not any(os.path.exists(file) for file in files):  # noqa: PTH110 - as above
         first = rows[0].first_file
         name = first.relative_to(path.parent).as_posix() if first.is_relative_to(path.parent) else first.name
@@ -407,7 +452,8 @@ def cases_in_folder(folder: Path, content: FolderContent, pattern: re.Pattern[st
         searched = f"it was searched for {' '.join(SUFFIXES)} or DICOM without suffix"
         reason = next(content.left_out(), searched)
         raise CohortError(f"{folder.name}: there are no scans in this folder; {reason}")
-    names = short_names([case.id or name_within(case.first_file, folder) for case in content.scans])
+    plain = names_within((case.path for case in content.scans), folder)
+    names = short_names([case.id or name for case, name in zip(content.scans, plain, strict=True)])
     named = [replace(case, id=case.id and name) for case, name in zip(content.scans, names, strict=True)]
     return _to_cases(folder.name, named, folder, pattern)
 
@@ -423,24 +469,20 @@ def compiled(pattern: str | None) -> re.Pattern[str] | None:
 def _to_cases(
     source: str, rows: Sequence[Case], root: Path, pattern: re.Pattern[str] | None, *, refuse_leaks: bool = True
 ) -> list[Case]:
-    names = short_names([_name(row, root) for row in rows])
-    counts = Counter(names)
-    files = [Path(os.path.relpath(row.first_file, root)).as_posix() for row in rows]
-    patients = unified_patients([_patient(row, file, pattern) for row, file in zip(rows, files, strict=True)])
-    # a.png and a.nii.gz have the same name, and keep their suffixes
-    unique_names = [name if counts[name] == 1 else file for name, file in zip(names, files, strict=True)]
-    texts = [row.id or name for row, name in zip(rows, unique_names, strict=True)]
+    names, relative = short_names(_names(rows, root)), relative_to(root)
+    patients = unified_patients([_patient(row, relative, pattern) for row in rows])
+    if len({*names}) < len(names):  # a.png and a.nii.gz have the same name, and keep their suffixes
+        counts = Counter(names)
+        names = [name if counts[name] == 1 else relative(row.path) for row, name in zip(rows, names, strict=True)]
+    texts = [row.id or name for row, name in zip(rows, names, strict=True)]
     _check_rows(source, rows, texts, refuse_leaks=refuse_leaks)
     cases, scans_of = [], Counter(patients)
     for row, safe, file_name, patient in zip(rows, *safe_names(texts), patients, strict=True):
         id = row.id or safe
         split = standard_split(source, id, row.split)
         is_given = bool(patient) and scans_of[patient] == 1  # twins share one that a scan is named after
-        cases.append(
-            replace(
-                row, id=id, patient=patient or file_name, split=split, patient_is_given=is_given, file_name=file_name
-            )
-        )
+        own = (row.sequences, row.mask, is_given)
+        cases.append(Case(id, row.images, patient or file_name, split, row.labels, None, file_name, *own))
     _warn_of_patients(source, rows, cases)
     masks = Counter(os.path.normpath(case.mask) for case in cases if case.mask)
     for case in cases:
@@ -450,21 +492,27 @@ def _to_cases(
     return cases
 
 
-def _name(row: Case, root: Path) -> str:
-    """The name of a row's scan, or what those of its sequences begin with: ``p1`` for ``p1_T1`` and ``p1_FLAIR``."""
-    names = [name_within(file, root) for file in (row.first_file, *row.sequences.values())]
+def _names(rows: Sequence[Case], root: Path) -> list[str]:
+    """The names of the rows' scans, or what those of their sequences begin with: ``p1`` for ``p1_T1, p1_FLAIR``."""
+    names = iter(names_within((file for row in rows for file in (row.path, *row.sequences.values())), root))
+    return [_common_name([*islice(names, 1 + len(row.sequences))]) for row in rows]
+
+
+def _common_name(names: Sequence[str]) -> str:
+    if len(set(names)) == 1:
+        return names[0]
     common = os.path.commonprefix([re.split("[-_. /]", name) for name in names])  # noqa: RUF071 - of lists
-    return names[0][: len("/".join(common))] if any(common) and len(set(names)) > 1 else names[0]
+    return names[0][: len("/".join(common))] if any(common) else names[0]
 
 
-def _patient(row: Case, relative: str, pattern: re.Pattern[str] | None) -> str | None:
-    if pattern is not None and (match := pattern.search(relative)):
+def _patient(row: Case, relative: Callable[[str], str], pattern: re.Pattern[str] | None) -> str | None:
+    if pattern is not None and (match := pattern.search(relative(row.path))):
         return next((g for g in match.groups() if g), match[0])
     if row.patient:
         return row.patient
-    if match := BIDS_SUBJECT.search(relative):
+    if match := BIDS_SUBJECT.search(relative(row.path)):
         return match[1]
-    return dicom.read_patient(row.first_file) if may_be_dicom(row.first_file) else None
+    return dicom.read_patient(row.first_file) if may_be_dicom(row.path) else None
 
 
 def unified_patients(patients: Sequence[str | None]) -> list[str | None]:
@@ -487,20 +535,20 @@ def standard_split(source: str, id: str, split: str | None) -> str | None:
 
 def _check_rows(source: str, rows: Sequence[Case], ids: Sequence[str], *, refuse_leaks: bool) -> None:
     """Raise an error if an id or, with ``refuse_leaks``, a file occurs twice."""
-    named = [replace(row, id=id) for row, id in zip(rows, ids, strict=True)]
-    for first, second, *_ in cases_of_one_file(named) if refuse_leaks else ():
-        raise CohortError(f"{source}: the cases '{first.id[:60]}' and '{second.id[:60]}' have the same file; keep one")
+    for first, second, *_ in cases_of_one_file(rows) if refuse_leaks else ():
+        names = [next(id for row, id in zip(rows, ids, strict=True) if row is each)[:60] for each in (first, second)]
+        raise CohortError(f"{source}: the cases '{names[0]}' and '{names[1]}' have the same file; keep one")
     unprintable = next((row.id for row in rows if not row.id.isprintable()), None)
     if unprintable is not None:
         raise CohortError(f"{source}: the id {quoted(unprintable)} has a line break or control character; remove it")
-    double = next((id for id, count in Counter(ids).items() if count > 1), None)
-    if double is not None:
+    if len({*ids}) < len(ids):
+        double = next(id for id, count in Counter(ids).items() if count > 1)
         raise CohortError(f"{source}: the id '{double[:60]}' occurs twice; give every case an id of its own")
 
 
 def _warn_of_patients(source: str, rows: Sequence[Case], cases: Sequence[Case]) -> None:
     """Warn of patients called NA, as R writes missing values, and of those that may be one person in two splits."""
-    counts = Counter(row.patient for row in rows if row.patient)
+    counts = Counter(row.patient for row in rows if row.patient and row.patient in MISSING_WORDS)
     for word in MISSING_WORDS:
         if counts[word] > 1:
             logger.warning(
@@ -510,11 +558,12 @@ def _warn_of_patients(source: str, rows: Sequence[Case], cases: Sequence[Case]) 
                 counts[word],
                 word,
             )
+    patients = {case.patient: case.split for case in cases if not case.has_own_patient}
     splits: dict[str, dict[str, str | None]] = {}
-    for case in cases:
-        if not case.has_own_patient:
-            plain = _INSIGNIFICANT.sub("", case.patient.replace("_", "-")).casefold()
-            splits.setdefault(plain, {})[case.patient] = case.split
+    plain = {patient: _INSIGNIFICANT.sub("", patient.replace("_", "-")).casefold() for patient in patients}
+    if len({*plain.values()}) < len(plain):
+        for patient, split in patients.items():
+            splits.setdefault(plain[patient], {})[patient] = split
     similar = [by_name for by_name in splits.values() if len(by_name) > 1]
     divided = [by_name for by_name in similar if len(set(by_name.values())) > 1 or None in by_name.values()]
     if divided:

@@ -81,23 +81,23 @@ def item_states(items: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def cohort_fingerprint(cases: Sequence[Case]) -> str:
     """SHA-256 of a cohort's ids, slices, splits and file sizes, in any order; no name can be read from it."""
-    size = cache(_size)
     lines = []
     for case in cases:
         images = sorted(case.images.items())
         files = [(key, file) for key, image in images for file in (image if isinstance(image, tuple) else (image,))]
-        sizes = [" ".join([f"{key}={size(file)}", *_channel(file)]) for key, file in files]
+        sizes = [" ".join([f"{key}={_size(file)}", *_channel(file)]) for key, file in files]
         lines.append(" ".join([digest(case.file_name), str(case.slice_index), str(case.split), *sizes]))
     return digest("\n".join(sorted(lines)))
 
 
-def _size(path: Path) -> int:
+def _size(path: PathLike) -> int:
     """Bytes of a file, of both files of a NIfTI pair, or of all files in a series' folder; -1 if one is missing."""
-    folder, _ = dicom.split_series(path)
+    path = os.fspath(path).rpartition("#series=")[0] or os.fspath(path).partition(CHANNEL)[0]
     try:
-        if folder.is_dir():
-            return sum(entry.stat().st_size for entry in os.scandir(folder) if entry.is_file())
-        return sum(file.stat().st_size for file in {folder, Path(voxel_file(folder))})
+        states = [os.stat(file) for file in {path, voxel_file(path)}]  # noqa: PTH116 - as file_state
+        if stat.S_ISDIR(states[0].st_mode):
+            states = [entry.stat() for entry in os.scandir(path) if entry.is_file()]
+        return sum(state.st_size for state in states)
     except OSError:
         return -1
 

@@ -62,6 +62,9 @@ _FORMATS = (nifti, dicom, itk, pictures, tiff)  # modules with SUFFIXES, read an
 
 SUFFIXES = tuple(suffix for each in _FORMATS for suffix in each.SUFFIXES)
 """The suffixes of files that can be read; DICOM files may also have none."""
+_SUFFIXES_BY_END = {
+    end: [s for s in SUFFIXES if s.endswith(f".{end}")] for end in {s.rpartition(".")[2] for s in SUFFIXES}
+}
 
 
 @dataclass(frozen=True)
@@ -203,8 +206,13 @@ def displayed_geometry(shape: tuple[int, ...], affine: Floats) -> tuple[tuple[in
 
 def scan_suffix(path: PathLike) -> str:
     """The file's suffix if it is one of :data:`SUFFIXES`, else ``""``."""
-    name = os.path.basename(path).lower().partition(CHANNEL)[0]  # noqa: PTH119 - called for each of many rows
-    return next((s for s in SUFFIXES if name.endswith(s)), "")
+    name = os.fspath(path).lower()  # not as Path, which takes ten times as long for the many rows of a table
+    if CHANNEL in name:
+        name = os.path.basename(name).partition(CHANNEL)[0]  # noqa: PTH119
+    for suffix in _SUFFIXES_BY_END.get(name.rpartition(".")[2], ()):
+        if name.endswith(suffix):
+            return suffix
+    return ""
 
 
 def is_picture(path: PathLike) -> bool:
@@ -212,9 +220,9 @@ def is_picture(path: PathLike) -> bool:
     return scan_suffix(path) in (*pictures.SUFFIXES, *tiff.SUFFIXES)
 
 
-def may_be_dicom(path: Path) -> bool:
+def may_be_dicom(path: PathLike) -> bool:
     """Whether a scan has a suffix of DICOM, or none, as series do: its file need not exist."""
-    return scan_suffix(dicom.split_series(path)[0]) in ("", *dicom.SUFFIXES)
+    return scan_suffix(dicom.split_text(path)[0]) in ("", *dicom.SUFFIXES)
 
 
 def _format(path: PathLike) -> Any:

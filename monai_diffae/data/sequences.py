@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from monai_diffae.data.formats import dicom, nifti
 from monai_diffae.data.progress import Failure
 from monai_diffae.data.scans import may_be_dicom, read_header, read_labels
 from monai_diffae.errors import CohortError, ScanError, counted, shortened
+from monai_diffae.policies import PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +70,13 @@ class Grouping:
     notes: list[str]  # one line for each sequence that cannot be used or is taken as the mask
 
 
-def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, Path]) -> Grouping:
+def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, str]) -> Grouping:
     """Make cases of the scans in a folder and the label maps beside them, all by their names in it."""
     channels, masks = _channel_names(root), dict(label_maps)
-    has_numbers = channels and not _are_4d([scan.first_file for scan in scans.values()])
+    has_numbers = channels and not _are_4d([scan.path for scan in scans.values()])
     places = _read_names(list(scans), num_channels=len(channels) if has_numbers else 0)
     unnamed = _unnamed_masks(scans, places)
-    masks |= {name: scans[name].first_file for names in unnamed.values() for name in names}
+    masks |= {name: scans[name].path for names in unnamed.values() for name in names}
     places = _without_common_words({name: place for name, place in places.items() if name not in masks})
     places |= _read_series({name: scan for name, scan in scans.items() if name not in {*masks, *places}})
     files: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
@@ -97,22 +99,23 @@ def group_files(root: Path, scans: Mapping[str, Case], label_maps: Mapping[str, 
             if others:
                 notes.append(f"{first} and {others[0]} are both {sequence} of {stem}, so neither is used; remove one")
         scan = scans[next(iter(by_sequence.values()))[0]]
-        paths = {each or "image": scans[names[0]].first_file for each, names in by_sequence.items() if len(names) == 1}
+        paths = {each or "image": scans[names[0]].path for each, names in by_sequence.items() if len(names) == 1}
         if [*by_sequence] == [""]:
             cases[stem] = scan
         elif paths:
             cases[stem] = with_sequences(replace(scan, id=root.name if stem == "." else stem), paths)
     cases = dict(zip(cases, with_channels([*cases.values()], channels), strict=True))
-    names_of = {stem: {stem, *chain.from_iterable(files[stem].values())} for stem in cases}
-    owners = _owners(masks, names_of)
+    owners = {}
+    if masks:
+        owners = _owners(masks, {stem: {stem, *chain.from_iterable(files[stem].values())} for stem in cases})
     chosen = {stem: min(names, key=lambda name: _mask_rank(name, cases[stem])) for stem, names in owners.items()}
-    cases |= {stem: replace(cases[stem], mask=masks[name]) for stem, name in chosen.items()}
+    cases |= {stem: replace(cases[stem], mask=Path(masks[name])) for stem, name in chosen.items()}
     return Grouping([*cases.values()], [name for name in masks if name not in chosen.values()], notes)
 
 
-def with_sequences(case: Case, files: Mapping[str, Path]) -> Case:
+def with_sequences(case: Case, files: Mapping[str, PathLike]) -> Case:
     """A case with these files as its sequences, all of which are channels of its image."""
-    paths = {name: dicom.series_path(file) for name, file in files.items()}
+    paths: dict[str, PathLike] = {name: os.fspath(dicom.series_path(Path(file))) for name, file in files.items()}
     images = tuple(paths.values())
     return replace(case, images={"image": images if len(images) > 1 else images[0]}, sequences=paths)
 
@@ -255,7 +258,7 @@ def _read_series(scans: Mapping[str, Case]) -> dict[str, Place]:
     """The places of DICOM volumes whose description is theirs alone: the study's first series, and the description."""
     described = {}
     for name, scan in scans.items():
-        series = dicom.find_series(scan.first_file) if may_be_dicom(scan.first_file) else None
+        series = dicom.find_series(scan.first_file) if may_be_dicom(scan.path) else None
         if series and series.study and series.description:
             described[name] = (series.patient, series.study), series.description
     counts = Counter(described.values())
@@ -271,9 +274,7 @@ def _read_series(scans: Mapping[str, Case]) -> dict[str, Place]:
 
 def with_channels(cases: Sequence[Case], names: Sequence[str] = ()) -> list[Case]:
     """The cases with the channels of 4D files as sequences; a few headers tell whether there are such files."""
-    files = [
-        None if case.sequences or not isinstance(case.images["image"], Path) else case.first_file for case in cases
-    ]
+    files = [None if case.sequences or isinstance(case.images["image"], tuple) else case.path for case in cases]
     if len(names) < 2 and not _are_4d([file for file in files if file]):
         return list(cases)
     return [
@@ -281,25 +282,25 @@ def with_channels(cases: Sequence[Case], names: Sequence[str] = ()) -> list[Case
     ]
 
 
-def _are_4d(files: Sequence[Path]) -> bool:
-    images = [file for file in files if file.name.lower().endswith(nifti.SUFFIXES)]
+def _are_4d(files: Sequence[str]) -> bool:
+    images = [file for file in files if file.lower().endswith(nifti.SUFFIXES)]
     return any(_num_channels(images[i]) > 1 for i in spread(len(images), _LOOKED_AT))
 
 
-def _with_channels(case: Case, file: Path, names: Sequence[str]) -> Case:
+def _with_channels(case: Case, file: str, names: Sequence[str]) -> Case:
     count = _num_channels(file)
     names = names if len(names) == count else [f"channel{k}" for k in range(count)]
-    channels = {name: Path(f"{file}{CHANNEL}{k}") for k, name in enumerate(names)}
+    channels = {name: f"{file}{CHANNEL}{k}" for k, name in enumerate(names)}
     return with_sequences(case, channels) if count > 1 else case
 
 
-def _num_channels(file: Path) -> int:
+def _num_channels(file: str) -> int:
     with suppress(ScanError):
-        return (CHANNEL not in file.name and read_header(file).channels) or 1
+        return (CHANNEL not in file and read_header(file).channels) or 1
     return 1
 
 
-def _owners(masks: Mapping[str, Path], names: Mapping[str, set[str]]) -> dict[str, list[str]]:
+def _owners(masks: Mapping[str, str], names: Mapping[str, set[str]]) -> dict[str, list[str]]:
     """The label maps of each case, by its names: one in its folder, named after it, or of the same subject."""
     by_key: dict[str, set[str]] = defaultdict(set)
     for stem, files in names.items():

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from monai_diffae.data.progress import Failure, SkippedCases
+from monai_diffae.data.atomic import PartStore
+from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.scan_states import item_hash
-from monai_diffae.errors import MachineError, ScanError, find_diffae_error, one_line
+from monai_diffae.errors import MachineError, ScanError, counted, find_diffae_error, one_line
 
 Arrays = dict[str, NDArray[np.float32]]
 """The images ``[C, *S]`` of one item, by key."""
@@ -51,6 +54,37 @@ def in_order(items: Sequence[Any], function: Callable[[Any], Any], workers: int,
     )
     with worker_errors():
         yield from loader
+
+
+_SAVE_INTERVAL_S = 5.0
+
+
+def resumed(
+    items: Mapping[str, Any],
+    function: Callable[[Any], dict[str, Any]],
+    store: PartStore | None,
+    workers: int,
+    task: str,
+    noun: str,
+) -> dict[str, dict[Any, Any]]:
+    """The row that a function makes of each item, by id, with a progress bar; a store keeps rows for the next call."""
+    saved: list[dict[Any, Any]] = [] if store is None else store.read().to_dict("records")
+    rows = {str(row["id"]): row for row in saved}
+    missing = [id for id in items if id not in rows]
+    unsaved, saved_at = [], time.monotonic()
+    try:
+        with progress(len(missing), f"{task} {counted(len(missing), noun)}") as advance:
+            for id, row in zip(missing, in_order([items[id] for id in missing], function, workers), strict=True):
+                rows[id] = row
+                unsaved.append({"id": id, **row})
+                if store is not None and time.monotonic() - saved_at > _SAVE_INTERVAL_S:
+                    store.append(pd.DataFrame(unsaved))
+                    unsaved, saved_at = [], time.monotonic()
+                advance()
+    finally:
+        if store is not None:
+            store.append(pd.DataFrame(unsaved))
+    return rows
 
 
 @dataclass(frozen=True)

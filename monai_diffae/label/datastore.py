@@ -18,7 +18,7 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
 from monai_diffae.data.fingerprints import split_channel
-from monai_diffae.data.folders import name_within, search_folder
+from monai_diffae.data.folders import names_within, search_folder
 from monai_diffae.data.formats import dicom, itk
 from monai_diffae.data.scans import SUFFIXES, read_scan, scan_suffix
 from monai_diffae.errors import ConfigError, DiffAEError, ScanError, counted, one_line
@@ -183,8 +183,9 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
     def _search(self) -> None:
         """Find the scans of the folder."""
         root, labels = Path(self._datastore.image_path()), f"{self._datastore.labels_dir}/"
-        files = dict.fromkeys(split_channel(file)[0] for scan in search_folder(root).scans for file in scan.files)
-        paths = [(name_within(file, root).replace("/", "_"), os.path.relpath(file, root)) for file in files]
+        files = [*dict.fromkeys(split_channel(file)[0] for scan in search_folder(root).scans for file in scan.files)]
+        names = (name.replace("/", "_") for name in names_within(files, root))
+        paths = [(name, os.path.relpath(file, root)) for name, file in zip(names, files, strict=True)]
         scans = [(id, path) for id, path in paths if not path.startswith(labels)]
         self._scans = dict(reversed(scans))
         self._nested = {path: id for id, path in scans if path == "." or "/" in path or dicom.SERIES in path}

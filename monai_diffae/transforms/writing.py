@@ -149,7 +149,7 @@ def unwritable_series(cases: Sequence[Case]) -> list[Failure]:
 def is_dicom_case(case: Case) -> bool:
     """Return whether a case is one whole DICOM file or series."""
     image = case.images["image"]
-    if case.slice_index is not None or not isinstance(image, Path):
+    if case.slice_index is not None or isinstance(image, tuple):
         return False
     folder, _ = split_series(image)
     return folder.is_dir() or is_dicom(folder)
@@ -266,7 +266,7 @@ class WriteReconstructiond(MapTransform):
             item["field_share"] = float(native.field.mean())
         for key, folder in self.key_iterator(item, self.folders):
             image = torch.as_tensor(item[key]).detach().float().cpu()
-            is_colour = isinstance(case.images["image"], Path)  # and not a list of channels
+            is_colour = not isinstance(case.images["image"], tuple)  # of channels
             suffix = image_suffix(image.shape, case.file, is_colour) if native is None else native.scan.suffix
             file = folder / f"{case.file_name}{suffix}"
             if file.exists() and not self.overwrite:

@@ -2,12 +2,14 @@
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from dicom_files import save_series
 from scan_files import save_nifti
 
 from monai_diffae.data.cases import as_labels
 from monai_diffae.data.cohorts import read_cohort, read_columns
+from monai_diffae.data.folders import search_folder
 from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
 
@@ -76,6 +78,21 @@ def test_dicom_folders(tmp_path):
     assert not any("MRN" in f"{c.id}{c.patient}" or "Planted" in f"{c.id}{c.patient}" for c in cases.values())
 
 
+def test_what_was_read_of_a_dicom_folder_is_kept(tmp_path):
+    scans, headers = tmp_path / "scans", tmp_path / "headers"
+    save_series(scans / "p1", 4, "1.2.3", patient="MRN-1")
+    save_series(scans / "xrays", 3, "1.2.5", patient="MRN-2", modality="DX")
+    touch(scans / "p1/broken.dcm")
+    first = search_folder(scans, headers)
+    parts = {part: part.stat().st_mtime_ns for part in headers.glob("*.parquet")}
+    save_series(scans / "p2", 4, "1.2.6", patient="MRN-1")
+    assert len(search_folder(scans, headers).scans) == len(first.scans) + 1
+    (new,) = {*headers.glob("*.parquet")} - parts.keys()
+    assert len(pq.read_table(new)) == 1  # the files of p2
+    assert parts == {part: part.stat().st_mtime_ns for part in parts}
+    assert search_folder(scans, headers).scans == search_folder(scans).scans
+
+
 def test_patients_from_paths(tmp_path):
     touch(tmp_path / "sub-01/anat/sub-01_T1w.nii.gz", tmp_path / "sub-02_T1w.nii.gz", tmp_path / "x/IM-7-2.nii")
     assert [c.patient for c in read_cohort(tmp_path)] == ["sub-01", "sub-02", "IM-7-2"]
@@ -109,7 +126,7 @@ def test_csv_with_labels(tmp_path):
         assert a.labels == {"age": 41, "sex": "F", "score": 1.0}
         assert b.labels == {"age": None, "sex": "M", "score": 2.5}
         assert b.split == "val"
-        assert a.images == {"image": tmp_path / "d/a.nii.gz"}
+        assert a.images == {"image": str(tmp_path / "d/a.nii.gz")}
     content = "file;id;who;size\nd/a.nii.gz;1,5;2,5;3,5\n"
     (case,) = read_cohort(table(tmp_path, content), columns={"image": "file", "patient": "who"})
     assert (case.id, case.patient, case.labels) == ("1,5", "2,5", {"size": 3.5})
@@ -251,17 +268,18 @@ def test_the_types_of_labels(caplog):
     ]
 
 
-def test_a_column_mask_with_numbers_is_a_label(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "text", "mask", "labels"),
+    [
+        ("c.csv", "image,mask\na.nii,1\n", [], {"mask": 1}),
+        ("d.json", '[{"image": "a.nii", "grade": 2, "label": "x.nii", "mask": "m.nii"}]', ["m.nii"], {"grade": 2}),
+        ("d.json", '[{"image": "a.nii", "grade": 2, "seg": "m.nii"}]', ["m.nii"], {"grade": 2}),
+    ],
+)
+def test_a_mask_is_a_path_and_a_label_is_none(tmp_path, name, text, mask, labels):
     touch(tmp_path / "a.nii")
-    (case,) = read_cohort(table(tmp_path, "image,mask\na.nii,1\n"))
-    assert (case.mask, case.labels) == (None, {"mask": 1})
-
-
-@pytest.mark.parametrize("masks", [{"label": "x.nii", "mask": "m.nii"}, {"seg": "m.nii"}])
-def test_no_path_in_a_datalist_is_a_label(tmp_path, masks):
-    touch(tmp_path / "a.nii")
-    (case,) = read_cohort(table(tmp_path, json.dumps([{"image": "a.nii", "grade": 2, **masks}]), "d.json"))
-    assert (case.mask, case.labels) == (tmp_path / "m.nii", {"grade": 2})
+    (case,) = read_cohort(table(tmp_path, text, name))
+    assert ([case.mask] if case.mask else [], case.labels) == ([tmp_path / each for each in mask], labels)
 
 
 @pytest.mark.parametrize("files", ["../T1/p1.nii,../FLAIR/p1.nii", "p1.nii,_p1.nii"])

@@ -113,7 +113,7 @@ def test_truncated_pairs(tmp_path):
 def test_a_pair_in_a_folder_is_one_case_and_its_fingerprint_covers_both_files(tmp_path):
     save(tmp_path / "a.hdr", [COMMENT])
     (case,) = read_cohort(tmp_path)
-    assert (case.id, case.images) == ("a", {"image": tmp_path / "a.hdr"})
+    assert (case.id, case.files) == ("a", [tmp_path / "a.hdr"])
     before = cohort_fingerprint([case])
     with (tmp_path / "a.img").open("ab") as file:
         file.write(b"more")

@@ -256,9 +256,8 @@ def _images(cases: Sequence[Case], trained: TrainedBundle) -> tuple[list[Case], 
 
 def _reason(case: Case, image: Case, reason: str) -> str:
     """A reason without paths and file names, which may contain patients' names."""
-    for files in case.images.values():
-        for file in (files,) if isinstance(files, Path) else files:
-            reason = reason.removeprefix(f"{file.name}: ").replace(str(file), case.id).replace(str(file.parent), "")
+    for file in case.files:
+        reason = reason.removeprefix(f"{file.name}: ").replace(str(file), case.id).replace(str(file.parent), "")
     return reason if image.slice_index is None else f"slice {image.slice_index}: {reason}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -79,7 +80,8 @@ def list_scans(
     if group_duplicates and skip_twins:
         raise ConfigError("group_duplicates: needs the scans to be read, to find twins; omit skip_twins")
     sources = listings.Sources(labels_from_folders, label_column, table, id_column, patient_pattern)
-    listing = listings.list_cases(cohort, sources, columns)
+    headers = out.parent / f".{out.name}.headers"  # which stays if this run is killed
+    listing = listings.list_cases(cohort, sources, columns, headers)
     listing = replace(listing, cases=with_hashes(listing.cases, out.parent, ids))
     if skip_twins:
         written, appearance, report = listing, surveys.look_at(listing.cases, limit=32), None
@@ -91,6 +93,7 @@ def list_scans(
         written = replace(listing, cases=twins.mark_twins(listing.cases, groups))
         report = replace(twins.report_twins(cases, groups), is_grouped=group_duplicates)
     table = listings.write_listing(written, out, overwrite=overwrite)
+    shutil.rmtree(headers, ignore_errors=True)
     found = {"twins": None if report is None else report.figures()}
     return Result(
         table,

@@ -4,17 +4,17 @@ The path of a series is its folder, or ``folder#series=UID`` if the folder holds
 tags stay in the files: only the modality and a hash of the PatientID are read.
 """
 
-import functools
 import hashlib
 import os
 import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
 
-from monai_diffae.data.fingerprints import split_channel
+from monai_diffae.data.fingerprints import CHANNEL, split_channel
 from monai_diffae.data.formats.dicom_pixels import decode, lenient, read_tags, without_padding
 from monai_diffae.data.formats.dicom_planes import TAGS, Stack, flat_geometry, make_stack, read_planes, to_volume
 from monai_diffae.data.formats.scan import Header, Scan, check_affine, check_budget
@@ -31,15 +31,34 @@ _SERIES = [*_IDENTITY, "StudyInstanceUID", "SeriesDescription"]
 _HEADER = [*_IDENTITY, *TAGS, "PhotometricInterpretation", "ModalityLUTSequence"]
 
 
+Identity = Sequence[str | None]
+"""What a file's header says: the UID of the series, and what :class:`Series` has of it."""
+
+
 @dataclass(frozen=True)
 class Series:
-    """The files of one series, sorted by name, with its modality and the hash of its patient."""
+    """The files of one series in a folder, sorted by name, with its modality and the hash of its patient."""
 
-    files: tuple[Path, ...]
+    folder: str
+    names: tuple[str, ...]
     modality: str | None
     patient: str | None
     study: str | None  # its UID
     description: str | None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The paths of the files."""
+        return tuple(Path(self.folder, name) for name in self.names)
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether the files are one scan; otherwise each is a scan of its own."""
+        return len(self.names) > 1 and self.modality not in PROJECTIONS
+
+
+# by folder: its time, its series, and the patients of files that are scans of their own
+_listed: dict[str, tuple[int, dict[str, Series], dict[str, str | None]]] = {}
 
 
 def is_dicom(path: Path) -> bool:
@@ -70,36 +89,53 @@ def split_series(path: PathLike) -> tuple[Path, str | None]:
 
     The number of a channel is left out.
     """
+    text, uid = split_text(path)
+    return Path(text), uid
+
+
+def split_text(path: PathLike) -> tuple[str, str | None]:
+    """Split a path as :func:`split_series` does, but leave it as text, which is faster."""
     text = os.fspath(path)
-    if SERIES not in text:
-        return split_channel(path)[0], None
-    folder, _, uid = text.rpartition(SERIES)
-    return Path(folder), uid
+    if SERIES in text:
+        folder, _, uid = text.rpartition(SERIES)
+        return folder, uid
+    return os.fspath(split_channel(text)[0]) if CHANNEL in text else text, None
 
 
 def list_series(folder: Path) -> dict[str, Series]:
     """List the series of a folder by UID, sorted; ``{}`` if it holds no DICOM."""
-    return _list_series(str(folder), Path(folder).stat().st_mtime_ns)
+    path, changed = os.fspath(folder), folder_time(folder)
+    if path not in _listed or _listed[path][0] != changed:
+        entries = [entry for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith(".")]
+        names = sorted(entry.name for entry in entries if is_dicom(Path(entry.path)))
+        keep_series(path, changed, names, [read_identity(Path(path, name)) for name in names])
+    return _listed[path][1]
 
 
-@functools.lru_cache(maxsize=1024)
-def _list_series(folder: str, _changed: int) -> dict[str, Series]:
-    groups: dict[str, list[tuple[Path, Dataset]]] = {}
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith(".") or not entry.is_file() or not is_dicom(Path(entry.path)):
-            continue
-        if (tags := _try_tags(Path(entry.path))) is not None:
-            groups.setdefault(_text(tags, "SeriesInstanceUID") or "", []).append((Path(entry.path), tags))
-    return {
-        uid: Series(
-            tuple(path for path, _ in group),
-            _text(group[0][1], "Modality"),
-            _patient(group[0][1]),
-            _text(group[0][1], "StudyInstanceUID"),
-            _text(group[0][1], "SeriesDescription"),
-        )
-        for uid, group in sorted(groups.items())
+def folder_time(folder: PathLike) -> int:
+    """The time at which a file was last added to a folder or removed from it, in ns."""
+    return os.stat(folder).st_mtime_ns  # noqa: PTH116 - as scan_suffix
+
+
+def keep_series(folder: str, changed: int, names: Sequence[str], identities: Iterable[Identity | None]) -> None:
+    """Keep the series of a folder for :func:`list_series`, by the sorted names and identities of its files."""
+    groups: dict[str, list[tuple[str, Identity]]] = {}
+    for name, identity in zip(names, identities, strict=True):
+        if identity is not None:
+            groups.setdefault(identity[0] or "", []).append((name, identity))
+    series = {
+        uid: Series(folder, tuple(name for name, _ in group), *group[0][1][1:]) for uid, group in sorted(groups.items())
     }
+    others = [each for uid, each in groups.items() if not series[uid].is_volume]
+    _listed[folder] = changed, series, {name: identity[2] for each in others for name, identity in each}
+
+
+def read_identity(path: Path) -> Identity | None:
+    """Read a file's :data:`Identity`; None if it cannot be read."""
+    if (tags := _try_tags(path)) is None:
+        return None
+    study, description = _text(tags, "StudyInstanceUID"), _text(tags, "SeriesDescription")
+    return _text(tags, "SeriesInstanceUID"), _text(tags, "Modality"), _patient(tags), study, description
 
 
 def series_path(path: Path) -> Path:
@@ -115,15 +151,19 @@ def find_series(path: Path) -> Series | None:
     folder, uid = split_series(path)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises if the name is too long
         return None
-    return next((series for name, series in list_series(folder).items() if uid in (None, name)), None)
+    series = list_series(folder)
+    return next(iter(series.values()), None) if uid is None else series.get(uid)
 
 
 def read_patient(path: Path) -> str | None:
     """Read the hashed PatientID of a file or series; None if it has none or cannot be read."""
     if series := find_series(path):
         return series.patient
-    folder, _ = split_series(path)
-    tags = None if os.path.isdir(folder) else _try_tags(folder)  # noqa: PTH112 - as above
+    file, _ = split_series(path)
+    changed, _, patients = _listed.get(os.fspath(file.parent), (None, {}, {}))
+    if file.name in patients and changed == folder_time(file.parent):
+        return patients[file.name]
+    tags = None if os.path.isdir(file) else _try_tags(file)  # noqa: PTH112 - as above
     return None if tags is None else _patient(tags)
 
 

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 
 from monai_diffae.data.formats import itk
 from monai_diffae.data.formats.scan import Floats, Voxels, as_float32, check_regular
@@ -64,12 +66,19 @@ def lenient() -> Iterator[None]:
         yield
 
 
-def read_tags(path: Path, keywords: Sequence[str], *, pixels: bool = False) -> Dataset:
-    """Read some of a file's tags, and check that it is an image."""
+def read_tags(path: Path, keywords: Sequence[str]) -> Dataset:
+    """Read some of a file's tags, up to the last of them, and check that it is an image."""
     check_regular(path)
+    tags: list[BaseTag | int] = [*map(Tag, keywords)]
+    last = max(tags)
     try:
-        with lenient():
-            dataset = pydicom.dcmread(path, force=True, stop_before_pixels=not pixels, specific_tags=[*keywords])
+        with lenient(), open(path, "rb") as stream:
+            dataset = read_partial(stream, lambda tag, *_: tag > last, force=True, specific_tags=tags)
+            if "Columns" not in dataset:  # tags are not in order
+                stream.seek(0)
+                dataset = pydicom.dcmread(
+                    stream, force=True, stop_before_pixels="PixelData" not in keywords, specific_tags=tags
+                )
             for keyword in ("Rows", "Columns"):  # all images have them
                 int(dataset[keyword].value)
     except OSError:
@@ -97,7 +106,7 @@ def write_dataset(path: Path, dataset: Dataset, syntax: str = uid.ExplicitVRLitt
 def decode(path: Path, rescales: Floats) -> tuple[Voxels, Mask]:
     """Decode a file to ``[C, X, Y, frames]``, white high, by the slope and intercept of each frame; and its padding."""
     with lenient():
-        dataset = read_tags(path, _PIXEL_TAGS, pixels=True)
+        dataset = read_tags(path, _PIXEL_TAGS)
         stored = _stored_values(path, dataset)
         padding = _padding(stored, dataset)
         if is_inverted(dataset):

@@ -6,7 +6,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -32,7 +32,7 @@ from monai_diffae.data.cohorts import (
     read_columns,
     standard_split,
 )
-from monai_diffae.data.folders import BIDS_SUBJECT, name_within, search_folder, short_names
+from monai_diffae.data.folders import BIDS_SUBJECT, names_within, relative_to, search_folder, short_names
 from monai_diffae.data.formats.dicom import hash_patient
 from monai_diffae.data.scans import may_be_dicom, scan_suffix
 from monai_diffae.data.sequences import CLASS_WORDS, are_modalities, count_sequences
@@ -71,7 +71,7 @@ class Listing:
     @property
     def formats(self) -> Counter[str]:
         """The number of scans of each format: a suffix, or ``DICOM``."""
-        files = [case.first_file for case in self.cases]
+        files = [case.path for case in self.cases]
         return Counter("DICOM" if may_be_dicom(file) else scan_suffix(file) for file in files)
 
     @property
@@ -128,13 +128,21 @@ class Listing:
             yield f"column {name}: {_described(values)}"
 
 
-def list_cases(cohort: Path, sources: Sources = Sources(), columns: Mapping[str, str] | None = None) -> Listing:
-    """List the scans of a cohort, with labels from its folders, from a table and from the names of BIDS."""
+def list_cases(
+    cohort: Path,
+    sources: Sources = Sources(),
+    columns: Mapping[str, str] | None = None,
+    headers: Path | None = None,
+) -> Listing:
+    """List the scans of a cohort, with labels from its folders, from a table and from the names of BIDS.
+
+    ``headers`` is a folder that keeps what was read of DICOM files, see :func:`search_folder`.
+    """
     notes: list[str] = []
     is_folder = cohort.is_dir()
     root = cohort if is_folder else cohort.parent
     if is_folder:
-        content = search_folder(cohort)
+        content = search_folder(cohort, headers)
         notes += content.left_out()
         cases = _with_plain_ids(cases_in_folder(cohort, content, compiled(sources.patient_pattern)), root)
     else:
@@ -168,7 +176,8 @@ def write_listing(listing: Listing, path: Path, *, overwrite: bool = False) -> P
 
 
 def _table_text(listing: Listing, path: Path) -> str:
-    files = [_files(case, path.parent) for case in listing.cases]
+    relative = relative_to(path.parent)
+    files = [_files(case, relative) for case in listing.cases]
     keys = list(dict.fromkeys(key for each in files for key in each))
     labels = list(dict.fromkeys(name for case in listing.cases for name in case.labels))  # also the mark of twins
     is_known = {
@@ -192,15 +201,15 @@ def _table_text(listing: Listing, path: Path) -> str:
     return stream.getvalue()
 
 
-def _files(case: Case, folder: Path) -> dict[str, str]:
+def _files(case: Case, relative: Callable[[str], str]) -> dict[str, str]:
     """The paths of a case's images and mask from a folder, by their columns."""
     files = {**(case.sequences or case.images), **({"mask": case.mask} if case.mask else {})}
-    return {name: Path(os.path.relpath(str(file), folder)).as_posix() for name, file in files.items()}
+    return {name: relative(str(file)) for name, file in files.items()}
 
 
 def _with_plain_ids(cases: list[Case], root: Path) -> list[Case]:
     """The cases with the names of their scans as ids, as they are: not made safe as file names."""
-    ids = short_names([name_within(case.first_file, root) for case in cases])
+    ids = short_names(names_within((case.path for case in cases), root))
     if len(set(ids)) < len(ids):
         return cases
     return [
@@ -263,7 +272,7 @@ def _are_numbered(folders: Sequence[str]) -> bool:
 
 def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[list[Case], list[str]]:
     """The cases with the labels and splits of their folders, and lines that say what was found."""
-    folders = [Path(name_within(case.first_file, root)).parts[:-1] for case in cases]
+    folders = [name.split("/")[:-1] for name in names_within((case.path for case in cases), root)]
     levels = find_class_folders(folders, strict=sources.from_folders is None)
     if sources.from_folders and not levels.classes:
         raise CohortError("labels_from_folders: the scans are not in two folders of one level; omit it, or set table")
@@ -286,7 +295,8 @@ def _with_classes(cases: Sequence[Case], root: Path, sources: Sources) -> tuple[
 
 def _with_bids_details(cases: list[Case], root: Path) -> list[Case]:
     """The cases with the session and suffix in their BIDS names as labels, if these differ and no table has them."""
-    details = [{} if case.sequences else bids_details(name_within(case.first_file, root)) for case in cases]
+    names = names_within((case.path for case in cases), root)
+    details = [{} if case.sequences else bids_details(name) for case, name in zip(cases, names, strict=True)]
     for word in ("session", "suffix"):
         values = [each.get(word) for each in details]
         if len(set(values)) > 1 and not any(word in case.labels for case in cases):
@@ -374,7 +384,7 @@ def join_table(
     ``names`` are other columns that hold no numbers.
     """
     columns = read_columns(table, (id_column or "", *names))
-    scans = [name_within(case.first_file, root) for case in cases]
+    scans = names_within((case.path for case in cases), root)
     keys = pd.DataFrame(
         [(k, rank, _plain(key)) for k, case in enumerate(cases) for rank, key in _keys(case, scans[k], root)],
         columns=["case", "rank", "key"],

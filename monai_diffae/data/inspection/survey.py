@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,16 +17,14 @@ from monai_diffae.data.cases import Case, cases_of_one_file, files_in_two_splits
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats.scan import Doubt, Floats, Header
 from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find_twins, report_twins, scan_print
-from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, progress, track
+from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, track
 from monai_diffae.data.scan_states import item_hash, scan_states
 from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
-from monai_diffae.errors import ScanError, counted
+from monai_diffae.errors import ScanError
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour
 
 with on_first_use:
-    import pandas as pd
-
     from monai_diffae.data import streamed
 
 _FORMULA = re.compile(r"[=@]|[+-].*[(|!]")
@@ -238,7 +235,6 @@ READINGS_VERSION = 3  # raised when readings have other content or come from oth
 
 Status = Literal["ok", "doubtful", "failed"]
 
-_SAVE_INTERVAL_S = 5.0
 _IN_BRACKETS, _NUMBER = re.compile(r"\s*\([^()]*\)"), re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
@@ -301,27 +297,13 @@ def read_cases(
     # files of several patients may have the same name, size and time, so the case counts, too
     states = scan_states(cases) if store is not None else [""] * len(cases)
     keys = [digest(f"{case.file_name} {state} {headers}") for case, state in zip(cases, states, strict=True)]
-    readings: dict[int, Reading] = {}
-    if store is not None:
-        saved = {str(row["id"]): row for row in store.read().to_dict("records")}
-        readings = {k: _from_row(cases[k], saved[key]) for k, key in enumerate(keys) if key in saved}
-    missing = [k for k in range(len(cases)) if k not in readings]
-    stream = streamed.in_order([cases[k] for k in missing], partial(read_case, headers=headers), workers)
-    task = f"reading {'the headers of ' if headers else ''}{counted(len(missing), 'scan')}"
-    unsaved, saved_at = [], time.monotonic()
-    try:
-        with progress(len(missing), task) as advance:
-            for k, reading in zip(missing, stream, strict=True):
-                readings[k] = reading
-                unsaved.append({"id": keys[k], **_to_row(reading)})
-                if store is not None and time.monotonic() - saved_at > _SAVE_INTERVAL_S:
-                    store.append(pd.DataFrame(unsaved))
-                    unsaved, saved_at = [], time.monotonic()
-                advance()
-    finally:
-        if store is not None:
-            store.append(pd.DataFrame(unsaved))
-    return [readings[k] for k in range(len(cases))]
+    items, task = dict(zip(keys, cases, strict=True)), "reading the headers of" if headers else "reading"
+    rows = streamed.resumed(items, partial(_read_row, headers=headers), store, workers, task, "scan")
+    return [_from_row(case, rows[key]) for case, key in zip(cases, keys, strict=True)]
+
+
+def _read_row(case: Case, headers: bool) -> dict[str, Any]:
+    return _to_row(read_case(case, headers=headers))
 
 
 def _to_row(reading: Reading) -> dict[str, Any]:
