@@ -36,6 +36,8 @@ _MIN_TEST, _MIN_TEST_OF_CLASS = 30, 10  # patients of a split; with fewer, the t
 _MIN_LABELLED = 2  # patients of each class in a draw of few labels
 _DRAWS = 20  # of few labels
 _NUM_NEIGHBORS = 5
+MOST_FOR_KNN = 10_000
+"""The most training cases that the probe ``knn`` compares with."""
 _FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
 
 
@@ -299,7 +301,13 @@ def split_folds(
 def predict_held_out(
     features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, model: ProbeModel
 ) -> HeldOutPredictions:
-    """Fit a probe to the training cases of each fold, with the fold's ``features``, and predict its test cases."""
+    """Fit a probe to the training cases of each fold, with the fold's ``features``, and predict its test cases.
+
+    Of more than 10,000 training cases, ``knn`` uses as many that are drawn at random.
+    """
+    if model.name == "knn":
+        draw = np.random.default_rng(model.seed).permutation
+        folds = [(np.sort(draw(train)[:MOST_FOR_KNN]), test) for train, test in folds]
     fitted = [
         model.fit(x[train], target.values[train], groups[train], target.num_classes)
         for x, (train, _) in zip(features, folds, strict=True)
