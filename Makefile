@@ -5,12 +5,13 @@ LABEL_PYTHON ?= $(shell python3.11 -c "" 2> /dev/null && echo python3.11 || echo
 LABEL_VENV := .venv-label
 LABEL_BIN := $(LABEL_VENV)/bin
 AUDIT_VENV := .venv-audit
+LOCKS ?=
 
 # compiled modules are kept, as hundreds of processes of the tests import the same ones
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-robustness test-wheel test-browser test-label test-orthanc check audit dist golden weights zoo-check zoo-entry configs docs clean
+.PHONY: help demo test test-all test-robustness test-wheel test-browser test-label test-orthanc check audit dist lock golden weights zoo-check zoo-entry configs docs clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,12 @@ dist: $(VENV)/.dev  ## the source archive and the wheel of a release, in dist/
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --no-annotate --custom-compile-command "make lock" pyproject.toml
+
+lock: $(VENV)/.dev  ## write the newest versions into .github/locks/, from which ci.yml installs
+	$(LOCK) --universal --python-version 3.10 --extra dev --output-file .github/locks/dev.txt
+	$(LOCK) --python-platform linux --python-version 3.11 --extra label-tests --output-file .github/locks/label.txt
+
 golden: $(VENV)/.tests  ## train the stored tiny bundles again, and store the bundles of a new version
 	$(BIN)/python tests/golden/make_golden.py
 
@@ -87,14 +94,15 @@ docs: $(VENV)/.dev  ## the documentation as a site with search, in site/
 clean:  ## remove the environment, caches and the demo's results
 	rm -rf $(VENV) $(LABEL_VENV) $(AUDIT_VENV) demo sbom.json site build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-# one stamp per extra: a second call installs nothing, a changed pyproject.toml does. Python compiles what is imported
+# LOCKS is a folder of lock files, as in ci.yml; without it, the newest versions are installed.
+# One stamp per extra: a second call installs nothing, a changed pyproject.toml does. Python compiles what is imported
 # later anyway; pip would compile everything, one file after the other
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile -e ".[$*]"
+	$(BIN)/python -m pip install --quiet --no-compile $(LOCKS:%=-c %/dev.txt) -e ".[$*]"
 	touch $(if $(filter dev,$*),$(VENV)/.tests) $@  # dev has all that the tests need
 
 $(LABEL_VENV)/.%: pyproject.toml
 	test -x $(LABEL_BIN)/python || $(LABEL_PYTHON) -m venv $(LABEL_VENV)
-	$(LABEL_BIN)/python -m pip install --quiet --no-compile -e ".[$*]"
+	$(LABEL_BIN)/python -m pip install --quiet --no-compile $(LOCKS:%=-c %/label.txt) -e ".[$*]"
 	touch $@

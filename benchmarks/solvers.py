@@ -11,7 +11,7 @@ With a trained bundle, on images of held-out patients:
 - memory: the highest resident memory of a process that inverts with so many steps.
 
 It writes decoding.csv, round_trip.csv, memory.csv and curves.png, and prints the tables in Markdown. LPIPS (AlexNet)
-needs the extra ``lpips`` and its weights where torch looks for them (TORCH_HOME); without them the column is left out.
+needs the extra ``metrics`` and its weights where torch keeps downloads (TORCH_HOME); else the column is left out.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.data.cohort_split import split_cohort
 from monai_diffae.diffusion import SOLVERS, SPACINGS, solver_facts
 from monai_diffae.diffusion.noise import image_noise
+from monai_diffae.errors import MachineError
 from monai_diffae.inferers import DiffusionAutoencoderInferer
-from monai_diffae.metrics import noise_statistics, reconstruction_errors
+from monai_diffae.metrics import PerceptualDistance, noise_statistics, reconstruction_errors
 
 BUDGETS = (5, 10, 20, 50, 100)
 ADAMS = [(5, 5), (10, 10), (15, 15), (20, 20), (24, 16), (30, 10), (50, 50)]
@@ -164,13 +165,8 @@ def measure_round_trips(bundle: TrainedBundle, images: Tensor) -> pd.DataFrame:
 
 def load_lpips() -> Callable[[Tensor, Tensor], float] | None:
     try:
-        import lpips
-
-        weights = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
-        if not weights.is_file():
-            raise FileNotFoundError(f"no {weights.name} where torch looks for it")
-        network = lpips.LPIPS(net="alex", verbose=False).eval()
-    except (ImportError, FileNotFoundError) as error:
+        network = PerceptualDistance()
+    except MachineError as error:
         print(f"without LPIPS: {error}")
         return None
 

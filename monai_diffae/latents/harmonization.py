@@ -1,26 +1,17 @@
 """Harmonisation of features over scanners: ComBat, fitted to some cases and applied to all."""
 
-import logging
-import warnings
-
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.errors import ConfigError, check_installed, counted
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats, checked_codes, scales
-
-logger = logging.getLogger(__name__)
 
 _CASES_PER_COMPONENT, _FLOOR = 8, 0.01
 CONFOUNDED = 0.3
 """The :func:`association` with the scanner from which what a column explains may be the scanner's."""
-
-
-def least_fitted(empirical_bayes: bool) -> int:
-    """The fewest cases of a scanner that its effects can be estimated from; a variance of fewer is hardly known."""
-    return 2 if empirical_bayes else 10
+LEAST_FITTED = 10
+"""The fewest cases of a scanner that its effects can be estimated from; a variance of fewer is hardly known."""
 
 
 def harmonized(
@@ -30,24 +21,21 @@ def harmonized(
     fitted: NDArray[np.intp],
     *,
     common_scale: bool = False,
-    empirical_bayes: bool = False,
 ) -> Floats:
     """Remove what scanners ``[N]`` add to features ``[N, D]``, and how they scale and mix them (ComBat, CovBat).
 
     What covariates ``[N, C]`` explain in the fitted cases is kept. A feature that never varies in them is unchanged.
     With ``common_scale``, the mixing is undone in the components of the features as they are, otherwise of standardised
-    ones. ``empirical_bayes`` shrinks what scanners add and scale, with combatlearn, instead of removing it exactly, and
-    leaves the mixing; in features that are correlated, a linear model can tell the scanner by the rest.
+    ones.
     """
     x = checked_codes(values).astype(np.float64)
     names, member = np.unique(np.asarray(scanners, str), return_inverse=True)
-    design = _checked_design(names, member, np.asarray(covariates, np.float64), fitted, least_fitted(empirical_bayes))
+    design = _checked_design(names, member, np.asarray(covariates, np.float64), fitted)
     varies = scales(x[fitted], False) > 0
     if not varies.any():
         raise ConfigError("harmonize: no feature varies in the training cases; embed other cases")
     std = scales(x[fitted][:, varies], common_scale)
-    adjust = _shrunk if empirical_bayes else _exact
-    x[:, varies] = adjust(x[:, varies] / std, member, design, fitted) * std
+    x[:, varies] = _even(x[:, varies] / std, member, design, fitted) * std
     return x
 
 
@@ -68,7 +56,7 @@ def association(covariates: ArrayLike, scanners: ArrayLike, patients: ArrayLike)
     return float(np.sqrt(np.clip(shared / max(min(df, other), 1), 0, 1)))
 
 
-def _exact(x: Floats, scanner: NDArray[np.intp], design: Floats, fitted: NDArray[np.intp]) -> Floats:
+def _even(x: Floats, scanner: NDArray[np.intp], design: Floats, fitted: NDArray[np.intp]) -> Floats:
     """Features whose residuals have the same mean, variance and leading covariances in the fitted cases."""
     dummies = np.eye(scanner.max() + 1)[scanner]
     weights = np.linalg.lstsq(np.hstack([dummies, design])[fitted], x[fitted], rcond=None)[0]
@@ -101,32 +89,19 @@ def _with_equal_covariances(residual: Floats, scanner: NDArray[np.intp], fitted:
     return residual + (even - parts) @ axes[:num]
 
 
-def _shrunk(x: Floats, scanner: NDArray[np.intp], design: Floats, fitted: NDArray[np.intp]) -> Floats:
-    """As :func:`_exact`, with effects that are shrunk towards those of all scanners."""
-    check_installed("combatlearn", "harmonize")
-    from combatlearn import ComBat
-
-    # its dummies of classes would depend on the cases that it is given, so it gets numbers
-    others = pd.DataFrame(design, columns=[f"c{i}" for i in range(design.shape[1])]) if design.size else None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = ComBat(pd.Series(scanner), continuous_covariates=others, method="fortin")
-        even = model.fit(pd.DataFrame(x[fitted], index=fitted)).transform(pd.DataFrame(x)).to_numpy()
-    for text in {str(each.message) for each in caught if "converge" in str(each.message)}:
-        logger.warning("harmonize: %s", text)
-    return np.asarray(even)
-
-
 def _checked_design(
-    names: NDArray[np.str_], member: NDArray[np.intp], covariates: Floats, fitted: NDArray[np.intp], least: int
+    names: NDArray[np.str_], member: NDArray[np.intp], covariates: Floats, fitted: NDArray[np.intp]
 ) -> Floats:
     """The covariates, standardised; they and the scanners must vary independently in the fitted cases."""
     counts = np.bincount(member[fitted], minlength=len(names))
     if len(names) < 2:
         raise ConfigError(f"scanner: all cases are of the scanner '{names[0]}'; there is nothing to harmonize")
-    if counts.min() < least:
-        name, number = names[counts.argmin()], counted(int(counts.min()), "training case")
-        raise ConfigError(f"scanner: '{name}' has {number}, at least {least} are needed; add some, or leave it out")
+    if counts.min() < LEAST_FITTED:
+        number = counted(int(counts.min()), "training case")
+        raise ConfigError(
+            f"scanner: '{names[counts.argmin()]}' has {number}, at least {LEAST_FITTED} are needed; add some, or leave "
+            "it out"
+        )
     std = covariates[fitted].std(axis=0)
     design = (covariates - covariates[fitted].mean(axis=0)) / np.where(std > 0, std, 1)
     both = np.hstack([np.eye(len(names))[member[fitted]], design[fitted]])

@@ -1,6 +1,7 @@
 """Distances in z_sem: neighbors, near twins, outlier scores and their p-values, and how alike two samples are."""
 
 import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,8 +143,18 @@ class ReferenceCases:
         """z_sem ``[N, D]`` of any cases, scaled by the standard deviations of the reference cases."""
         return self.statistics.normalise(z_sem)
 
-    def distances(self, z_sem: ArrayLike, groups: ArrayLike, k: int, whitened: bool) -> Floats:
-        """The mean distance ``[N]`` from cases (not normalised) to the k nearest reference cases of other patients."""
+    def distances(
+        self,
+        z_sem: ArrayLike,
+        groups: ArrayLike,
+        k: int,
+        whitened: bool,
+        track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    ) -> Floats:
+        """The mean distance ``[N]`` from cases (not normalised) to the k nearest reference cases of other patients.
+
+        ``track`` yields the folds one after the other, and so can show progress.
+        """
         # Scales, whitening and neighbors are those of nine of ten folds of the reference patients; the case's own
         # patient is in the tenth. Reference cases are thus scored like unseen cases, and all scores can be compared.
         # The names of the patients decide the fold: give names that never change.
@@ -154,7 +165,7 @@ class ReferenceCases:
         number = {str(name): i for i, name in enumerate(names)}
         fold = np.array([number.get(name, seed_of("units", name)) % num_folds for name in patients.tolist()])
         scores = np.empty(len(codes))
-        for i in np.unique(fold):
+        for i in track(np.unique(fold).tolist()):
             others = member % num_folds != i
             others |= ~others.any()  # a single reference patient cannot be divided
             std = scales(reference[others], self.common_scale)

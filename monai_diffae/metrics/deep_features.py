@@ -1,6 +1,5 @@
 """Networks with the user's weights (AlexNet, Inception v3, RadImageNet), and distances by features: LPIPS, FID, KID."""
 
-import importlib.util
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ IMAGES_AT_ONCE = 64
 ALEXNET = "alexnet-owt-7be5be79.pth"
 SMALLEST_SIDE = 32  # pixels: AlexNet pools smaller images to nothing
 _LEAST_FOR_FEATURES = 64  # pixels; 2 x 2 positions are left of them after the last convolution
-INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 _RADIMAGENET_SIZE = 224  # pixels, as it was trained
 NEIGHBORS = 3  # the neighbor whose distance is the radius of a sample's ball, as in the paper on precision and recall
 
@@ -52,7 +51,7 @@ def mean_features(
 
 
 class PerceptualDistance(nn.Module):
-    """The LPIPS of pairs of images, as the package ``lpips`` computes it (version 0.1, AlexNet).
+    """The LPIPS of pairs of images, as torchmetrics computes it (version 0.1, AlexNet).
 
     A channel counts as a grey image, unless the three channels are colours. For volumes, it is the mean over all slices
     of a plane, and then over the three planes. ``weights`` is the file with AlexNet's weights, as torchvision
@@ -64,22 +63,22 @@ class PerceptualDistance(nn.Module):
     ) -> None:
         super().__init__()
         self.is_colour = is_colour
-        check_installed("lpips", "lpips")
+        check_installed("torchmetrics", "metrics")
         file = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET if weights is None else Path(weights)
         if not file.is_file():
             text = f"there is no {file.name}; give the file, or put it where torch looks for it (TORCH_HOME)"
             raise MachineError(text)
         other = "does not hold AlexNet's weights as torchvision names them"
         state: dict[str, Tensor] = read_torch_file(file, other, prefix="features.")
-        import lpips
+        from torchmetrics.functional.image.lpips import _NoTrainLpips  # the public names read TORCH_HOME only
 
-        self.network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)  # its own weights come with the package
+        self.network = _NoTrainLpips(net="alex", pnet_rand=True)  # LPIPS' own weights come with the package
         try:
             for name, parameter in self.network.net.named_parameters():
                 parameter.data.copy_(state[f"features.{name.split('.', 1)[1]}"])
         except (KeyError, RuntimeError) as error:
             raise ScanError(f"{file.name}: {other}") from error
-        self.eval().requires_grad_(False).to(device)
+        self.to(device)
 
     def forward(self, images: Tensor, others: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The distances (B,) of images (B, C, *S), clipped to ``model_range``; with gradients, as a loss needs them."""
@@ -110,9 +109,9 @@ def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: 
 
 
 class InceptionFeatures(nn.Module):
-    """The 2048 features of Inception v3 that published FIDs use, by the package ``pytorch-fid``.
+    """The 2048 features of Inception v3 that published FIDs use, by torch-fidelity, of images with 8 bits.
 
-    Its weights, ``pt_inception-2015-12-05-6726825d.pth``, must be where torch keeps downloads. Nothing is downloaded.
+    Its weights, ``weights-inception-2015-12-05-6726825d.pth``, must be where torch keeps downloads.
     """
 
     def __init__(self, device: str | torch.device = "cpu", is_colour: bool = False) -> None:
@@ -120,18 +119,17 @@ class InceptionFeatures(nn.Module):
         self.is_colour = is_colour
         if not (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION).is_file():
             raise MachineError(f"there is no {INCEPTION} where torch looks for it (TORCH_HOME)")
-        if importlib.util.find_spec("pytorch_fid") is None:
-            raise MachineError("the package pytorch-fid is not installed: pip install pytorch-fid")
-        from pytorch_fid.inception import InceptionV3
+        check_installed("torch_fidelity", "metrics")
+        from torch_fidelity import FeatureExtractorInceptionV3
 
-        self.network = InceptionV3().eval().to(device)
+        self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
 
     def forward(self, images: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The features (B, 2048) of images (B, C, *S) in ``model_range``, in 2D or 3D."""
 
         def run(part: Tensor) -> Tensor:
-            features: Tensor = self.network((part + 1) / 2)[0]
-            return features.flatten(1)
+            features: Tensor = self.network(((part + 1) * 127.5).round().byte())[0]
+            return features
 
         return mean_features(run, images, model_range, self.is_colour)
 
@@ -142,7 +140,7 @@ class RadImageNetFeatures(nn.Module):
     def __init__(self, weights: PathLike, device: str | torch.device = "cpu", is_colour: bool = False) -> None:
         super().__init__()
         self.is_colour = is_colour
-        check_installed("torchvision", "lpips")
+        check_installed("torchvision", "metrics")
         from torchvision.models import resnet50
 
         layers = list(resnet50(weights=None).children())[:9]  # all but the classifier

@@ -1,5 +1,7 @@
 """Distances with pretrained networks: perceptual distance, FID, KID, precision and recall."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -12,25 +14,23 @@ from monai_diffae.metrics.deep_features import ALEXNET, INCEPTION, pairwise_dist
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file with random weights of AlexNet, as torchvision names them."""
+    """A file with random weights of AlexNet, as torchvision names them, where torch keeps downloads."""
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / ALEXNET
+    folder = tmp_path_factory.mktemp("weights")
+    file = folder / "hub" / "checkpoints" / ALEXNET
+    file.parent.mkdir(parents=True)
     torch.save(models.alexnet(weights=None).state_dict(), file)
-    return file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(folder))
+        yield file
 
 
 @pytest.fixture(scope="module")
 def reference(weights):
-    """The package's own network with the same weights."""
-    lpips = pytest.importorskip("lpips")
-    network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False).eval()
-    state = torch.load(weights, weights_only=True)
-    slices = {"slice1": [0], "slice2": [3], "slice3": [6], "slice4": [8], "slice5": [10]}
-    for name, (number,) in slices.items():
-        layer = getattr(network.net, name).get_submodule(str(number))
-        layer.load_state_dict({key: state[f"features.{number}.{key}"] for key in ("weight", "bias")})
-    return network
+    """The public function of torchmetrics, which reads the same file."""
+    lpips = pytest.importorskip("torchmetrics.functional.image.lpips")
+    return partial(lpips.learned_perceptual_image_patch_similarity, net_type="alex", reduction="none")
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def pair():
     return torch.rand(2, 3, 1, 64, 48, generator=generator).mul(2).sub(1).unbind(0)
 
 
-def test_the_perceptual_distance_is_that_of_the_package(weights, reference, pair):
+def test_the_perceptual_distance_is_that_of_torchmetrics(weights, reference, pair):
     distance = metrics.PerceptualDistance(weights)
-    expected = reference(*(images.expand(-1, 3, -1, -1) for images in pair)).flatten()
+    expected = reference(*(images.expand(-1, 3, -1, -1) for images in pair))
     torch.testing.assert_close(distance(*pair), expected, atol=1e-4, rtol=0)
     assert expected.min() > 0.01
     colour = [torch.rand(2, 3, 40, 40) for _ in range(2)]
-    expected = reference(*(images * 2 - 1 for images in colour)).flatten()
+    expected = reference(*(images * 2 - 1 for images in colour))
     in_colour = metrics.PerceptualDistance(weights, is_colour=True)
     torch.testing.assert_close(in_colour(*colour, (0.0, 1.0)), expected, atol=1e-4, rtol=0)
     assert distance(pair[0], pair[0]).abs().max() == 0
@@ -80,7 +80,7 @@ def test_volumes_are_the_mean_over_three_planes(weights, reference):
 
 
 def test_weights_that_are_missing_or_others(tmp_path, monkeypatch):
-    pytest.importorskip("lpips")
+    pytest.importorskip("torchmetrics")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(MachineError, match=f"there is no {ALEXNET}; give the file, or put it where torch looks"):
         metrics.PerceptualDistance()
@@ -115,16 +115,16 @@ def test_radimagenet_is_torchvisions_network_with_other_weights(images, tmp_path
 
 
 @pytest.mark.slow
-def test_inception_is_that_of_pytorch_fid(images, tmp_path, monkeypatch):
-    inception = pytest.importorskip("pytorch_fid.inception")
+def test_inception_is_that_of_torch_fidelity_for_8_bits(images, tmp_path, monkeypatch):
+    fidelity = pytest.importorskip("torch_fidelity")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.manual_seed(0)
     network = pytest.importorskip("torchvision.models").inception_v3(num_classes=1008, aux_logits=False, weights=None)
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(network.state_dict(), tmp_path / "hub" / "checkpoints" / INCEPTION)
     features = metrics.InceptionFeatures()(images, (0.0, 1.0))
-    with torch.no_grad():
-        expected = inception.InceptionV3().eval()(images.expand(-1, 3, -1, -1))[0].flatten(1)
+    bytes_of_images = (images * 255).round().byte().expand(-1, 3, -1, -1)
+    expected = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])(bytes_of_images)[0]
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
     assert features.shape == (2, 2048)
 

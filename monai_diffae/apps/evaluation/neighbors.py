@@ -47,6 +47,7 @@ _SCORES = [("distance", False), ("whitened", True)]
 _UNUSUAL = 0.05
 _FAILURES = "neighbors_failures.csv"
 _IN_PICTURE = 8
+_MOST_SCORED_WITH = 20_000  # training cases
 _BLOCK = 5_000  # cases that are searched at once; more of them take seconds
 
 
@@ -254,8 +255,8 @@ class _NeighborSearch:
         """The table of outlier scores by distance, and the share of unusual cases in each split of the whole table."""
         table, cases, k, training = self.table, self.cases, self.k, self.training
         outliers, shares = pd.DataFrame({"id": cases["id"].to_numpy(), "split": self.splits}), {}
-        for name, whitened in track(_SCORES, f"scoring {len(table)} cases"):
-            reference = training.reference.own_distances(k, whitened)
+        for name, whitened in _SCORES:
+            reference = training.distances(training.rows, k, whitened)
             table_scores, table_p = training.scores(table, reference, k, whitened)
             shares[name] = unusual_shares(tables.splits_of(table), table_p)
             if self.are_queries:
@@ -270,7 +271,7 @@ class _NeighborSearch:
     def _with_reconstruction_errors(self, outliers: pd.DataFrame, images: CaseImages) -> pd.DataFrame:
         """The table of outliers with reconstruction errors and their p-values."""
         settings = images.settings
-        reference, ids = self.training.sample(settings.num_reference, settings.seed), outliers["id"].tolist()
+        reference, ids = _drawn(self.training.rows, settings.num_reference, settings.seed), outliers["id"].tolist()
         if self.are_queries:
             errors = images.reconstruction_errors(images.query_session, ids)
             reference_errors = images.reconstruction_errors(images.table_session, reference)
@@ -313,7 +314,10 @@ class TrainingCases:
 
     @classmethod
     def from_rows(cls, rows: pd.DataFrame, features: Features = "z") -> TrainingCases:
-        """The training cases of a table of embeddings."""
+        """The training cases of a table of embeddings, at most 20,000, which are drawn at random."""
+        if len(rows) > _MOST_SCORED_WITH:
+            logger.info("scores compare with %d of %d training cases", _MOST_SCORED_WITH, len(rows))
+            rows = rows[rows["id"].isin(_drawn(rows, _MOST_SCORED_WITH))]
         values, names = tables.matrix(rows, features), _named_after_cases(rows, rows)
         common_scale = tables.has_common_scale(rows, features)
         return cls(rows, latents.ReferenceCases.of(values, names, common_scale=common_scale), features)
@@ -322,13 +326,10 @@ class TrainingCases:
         """The features (N, D) of any rows, scaled by the standard deviations of the training cases."""
         return self.reference.normalised(tables.matrix(rows, self.features))
 
-    def sample(self, count: int, seed: int) -> list[str]:
-        """The ids of at most ``count`` random training cases; they do not depend on the order of the table."""
-        return sorted(self.rows["id"].astype(str), key=lambda name: seed_of(seed, "reference", name))[:count]
-
     def distances(self, rows: pd.DataFrame, k: int, whitened: bool) -> Floats:
         """The :meth:`~monai_diffae.latents.neighbors.ReferenceCases.distances` (N,) of rows of a table."""
-        return self.reference.distances(tables.matrix(rows, self.features), self.groups_of(rows), k, whitened)
+        report = functools.partial(track, text=f"scoring {len(rows)} cases")
+        return self.reference.distances(tables.matrix(rows, self.features), self.groups_of(rows), k, whitened, report)
 
     def scores(self, table: pd.DataFrame, reference: Floats, k: int, whitened: bool) -> tuple[Floats, Floats]:
         """The distances of all rows of a table and their p-values, by the ``reference`` distances of the training."""
@@ -342,6 +343,11 @@ class TrainingCases:
     def groups_of(self, rows: pd.DataFrame) -> npt.NDArray[np.str_]:
         """The patient (N,) of rows of a table, under the name that it has in ``reference``."""
         return _named_after_cases(rows, self.rows)
+
+
+def _drawn(rows: pd.DataFrame, count: int, seed: int = 0) -> list[str]:
+    """The ids of at most ``count`` random rows; they do not depend on the order of the table."""
+    return sorted(rows["id"].astype(str), key=lambda name: seed_of(seed, "reference", name))[:count]
 
 
 def _named_after_cases(rows: pd.DataFrame, training: pd.DataFrame) -> npt.NDArray[np.str_]:

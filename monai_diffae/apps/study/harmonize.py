@@ -48,18 +48,6 @@ _COSTS = [
 ]
 
 
-@Parameter(name="*", group=Group("Method", sort_key=2))
-@dataclass(frozen=True)
-class Method:
-    """How the scanner is removed."""
-
-    protect: Sequence[str] = ()
-    """Columns whose effect on z_sem to keep, such as age and sex."""
-    empirical_bayes: bool = False
-    """Shrink the scanners' effects before they are removed, and leave the covariances (extra ``harmonize``). It needs 2
-    training cases of each scanner. A linear probe can still tell the scanner."""
-
-
 @Parameter(name="*", group=Group("Costs", sort_key=3))
 @dataclass(frozen=True)
 class Costs:
@@ -77,7 +65,7 @@ def harmonize(
     out: Path,
     *,
     scanner: str,
-    method: Method = Method(),
+    protect: Sequence[str] = (),
     costs: Costs = Costs(),
     overwrite: bool = False,
 ) -> Result:
@@ -100,6 +88,7 @@ def harmonize(
         embeddings: Table of embeddings, written by ``embed``.
         out: The new table, ``.parquet``.
         scanner: The column with the scanner.
+        protect: Columns whose effect on z_sem to keep, such as age and sex.
         overwrite: Replace an existing table.
 
     Returns:
@@ -111,17 +100,15 @@ def harmonize(
     Raises:
         CohortError: the table cannot be used.
         ConfigError: a column does not exist, or scanners cannot be told from patients or protected columns.
-        MachineError: combatlearn is not installed.
     """
     if out.suffix != ".parquet":
         raise ConfigError(f"{out.name}: must be a .parquet file, which says what was done; choose such a name")
-    rows = read_repeated(embeddings, scanner=[scanner], protect=method.protect, targets=costs.targets)
+    rows = read_repeated(embeddings, scanner=[scanner], protect=protect, targets=costs.targets)
     done = {
         "embeddings": file_checksum(embeddings),
         "scanner": scanner,
-        "protect": list(method.protect),
-        "empirical_bayes": method.empirical_bayes,
-        "method": "ComBat" if method.empirical_bayes else "CovBat",
+        "protect": list(protect),
+        "method": "CovBat",
     }
     metadata = rows.attrs.get("monai_diffae", {})
     origin = metadata.get("made_from", {})
@@ -132,7 +119,7 @@ def harmonize(
     names = {name: out.with_name(f"{out.stem}_{name}.csv") for name in ("costs", "omitted")}
 
     def make() -> Mapping[str, Any]:
-        cases, omitted = _Cases.of(rows, scanner, method)
+        cases, omitted = _Cases.of(rows, scanner, protect)
         new = cases.harmonized()
         scores, figures = _costs(cases, costs)
         figures["has_wide"] = bool(tables.wide_columns(new))
@@ -158,23 +145,22 @@ class _Cases:
 
     rows: pd.DataFrame
     scanner: str  # its column
-    method: Method
+    protect: Sequence[str]  # columns
     scanners: npt.NDArray[np.str_]
     covariates: npt.NDArray[np.float64]
     is_fitted: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, rows: pd.DataFrame, scanner: str, method: Method) -> tuple[_Cases, pd.DataFrame]:
+    def of(cls, rows: pd.DataFrame, scanner: str, protect: Sequence[str]) -> tuple[_Cases, pd.DataFrame]:
         """The cases that can be harmonized, and a table of the others with the reasons."""
         reasons = np.full(len(rows), "", object)
-        for name in (scanner, *method.protect):
+        for name in (scanner, *protect):
             reasons[labels.missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
         names, is_train = _class_names(rows[scanner]), tables.splits_of(rows) == "train"
-        covariates = [_covariate(rows[name], is_train, reasons) for name in method.protect]
-        least = harmonization.least_fitted(method.empirical_bayes)
+        covariates = [_covariate(rows[name], is_train, reasons) for name in protect]
         counts = pd.Series(names[is_train & (reasons == "")]).value_counts()
-        few = np.array([counts.get(name, 0) < least for name in names])
-        reasons[few & (reasons == "")] = f"its scanner has fewer than {least} training cases"
+        few = np.array([counts.get(name, 0) < harmonization.LEAST_FITTED for name in names])
+        reasons[few & (reasons == "")] = f"its scanner has fewer than {harmonization.LEAST_FITTED} training cases"
         kept = reasons == ""
         if not kept.any():
             raise ConfigError("harmonize: no case has a scanner with training cases and all protected columns")
@@ -183,7 +169,7 @@ class _Cases:
             of_scanner = "" if reason == f"{scanner} is empty" else f" of the scanner '{owner}'"
             logger.warning("%s%s omitted: %s", counted(len(part), "case"), of_scanner, reason)
         matrix = np.hstack([np.empty((len(rows), 0)), *covariates])[kept]
-        cases = cls(rows[kept].reset_index(drop=True), scanner, method, names[kept], matrix, is_train[kept])
+        cases = cls(rows[kept].reset_index(drop=True), scanner, protect, names[kept], matrix, is_train[kept])
         cases.check()
         return cases, omitted
 
@@ -219,8 +205,7 @@ class _Cases:
     @cached_property
     def confounded(self) -> dict[str, float]:
         """The protected columns that are associated with the scanner in the training cases, and how closely."""
-        names = self.method.protect
-        return {name: value for name in names if (value := self.association(name)) >= harmonization.CONFOUNDED}
+        return {name: value for name in self.protect if (value := self.association(name)) >= harmonization.CONFOUNDED}
 
     def association(self, name: str) -> float:
         """How closely a label is associated with the scanner in the training cases; NaN if it does not vary."""
@@ -248,7 +233,6 @@ class _Cases:
             self.covariates,
             fitted,
             common_scale=tables.has_common_scale(self.rows, features),
-            empirical_bayes=self.method.empirical_bayes,
         )
 
     def harmonized(self) -> pd.DataFrame:
@@ -305,7 +289,7 @@ def _costs(cases: _Cases, settings: Costs) -> tuple[pd.DataFrame, dict[str, Any]
     after = costs["score"] + costs["difference"]
     names = costs["target"]
     costs = costs.assign(
-        is_protected=names.isin(cases.method.protect),
+        is_protected=names.isin(cases.protect),
         association=names.map(cases.association),
         before=costs["score"],
         after=after,

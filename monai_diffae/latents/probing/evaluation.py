@@ -122,6 +122,9 @@ def evaluate_probes(
             scores = by_probe[row["features"], row["probe"]]
             row.update({f"nuisance_accuracy{end}": scores[f"{_ACCURACY}{end}"] for end in ("", "_low", "_high")})
             row["nuisance_chance"] = 1 / (folds.target.num_classes or 1)
+    largest = max(len(train) for target in chosen for train, _ in target.folds)
+    if "knn" in settings.probes and largest > nested.MOST_FOR_KNN:
+        logger.info("knn compares with %d of up to %d training cases", nested.MOST_FOR_KNN, largest)
     _warn_of_seen(chosen, split_origin)
     return evaluated, {name: str(error).removeprefix(f"target '{name}': ") for name, error in errors.items()}
 

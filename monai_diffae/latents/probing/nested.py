@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from monai_diffae.errors import CohortError, ConfigError
-from monai_diffae.latents.harmonization import least_fitted
+from monai_diffae.latents.harmonization import LEAST_FITTED
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
 from monai_diffae.latents.probing.probes import FittedProbe, Folds, Probe, ProbeModel, grouped_folds, inner_folds
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, with_interval
@@ -36,6 +36,8 @@ _MIN_TEST, _MIN_TEST_OF_CLASS = 30, 10  # patients of a split; with fewer, the t
 _MIN_LABELLED = 2  # patients of each class in a draw of few labels
 _DRAWS = 20  # of few labels
 _NUM_NEIGHBORS = 5
+MOST_FOR_KNN = 10_000
+"""The most training cases that the probe ``knn`` compares with."""
 _FEWEST_PATIENTS = 10  # held-out patients with the label; fewer say nothing
 
 
@@ -172,17 +174,17 @@ def choose_folds(cases: ProbedCases, table: pd.DataFrame, name: str, settings: P
         target, folds = cross_validation_folds(all_cases, cases.patients[all_cases.rows], settings.seed)
         num_considered = len(cases.positions)
     if settings.harmonize is not None:
-        scanners, least = value_names(table[settings.harmonize]), least_fitted(False)
+        scanners = value_names(table[settings.harmonize])
         counts = [Counter(scanners[target.rows[train]]) for train, _ in folds]
-        names = [each for each in counts[0] if each and min(count[each] for count in counts) >= least]
+        names = [each for each in counts[0] if each and min(count[each] for count in counts) >= LEAST_FITTED]
         is_omitted = ~np.isin(scanners[cases.positions], names)
         if len(names) < 2:
-            raise ConfigError(f"harmonize: fewer than two scanners have {least} training cases; omit harmonize")
+            raise ConfigError(f"harmonize: fewer than two scanners have {LEAST_FITTED} training cases; omit harmonize")
         if num := int(is_omitted.sum()):
             text = (
                 "target '%s': %d cases are omitted, without '%s' or of one with fewer than %d training cases in a fold"
             )
-            logger.warning(text, name, num, settings.harmonize, least)
+            logger.warning(text, name, num, settings.harmonize, LEAST_FITTED)
             return choose_folds(replace(cases, positions=cases.positions[~is_omitted]), table, name, settings)
     if num_omitted := num_considered - len(target.rows):
         logger.info("target '%s': %d cases without a usable label are omitted", name, num_omitted)
@@ -299,7 +301,13 @@ def split_folds(
 def predict_held_out(
     features: Sequence[Floats], target: Target, groups: NDArray[Any], folds: Folds, model: ProbeModel
 ) -> HeldOutPredictions:
-    """Fit a probe to the training cases of each fold, with the fold's ``features``, and predict its test cases."""
+    """Fit a probe to the training cases of each fold, with the fold's ``features``, and predict its test cases.
+
+    Of more than 10,000 training cases, ``knn`` uses as many that are drawn at random.
+    """
+    if model.name == "knn":
+        draw = np.random.default_rng(model.seed).permutation
+        folds = [(np.sort(draw(train)[:MOST_FOR_KNN]), test) for train, test in folds]
     fitted = [
         model.fit(x[train], target.values[train], groups[train], target.num_classes)
         for x, (train, _) in zip(features, folds, strict=True)

@@ -229,3 +229,11 @@ def test_the_names_of_the_patients_and_the_order_of_the_table_change_no_score():
         np.testing.assert_array_equal(other.distances(renamed_queries, 3, True), own)
     backwards = TrainingCases.from_rows(rows[::-1]).reference.own_distances(3, True)[::-1]
     np.testing.assert_allclose(backwards, training.reference.own_distances(3, True), rtol=1e-12)
+
+
+def test_scores_compare_with_at_most_20000_training_cases_and_say_so(write, tmp_path, caplog):
+    caplog.set_level("INFO")
+    rows = random_cases(np.random.default_rng(0), "train", 20_001, 2).assign(split="train")
+    neighbors(write(rows), tmp_path / "o", k=2, limit=3)
+    assert "scores compare with 20000 of 20001 training cases" in caplog.text
+    assert len(pd.read_csv(tmp_path / "o" / "outliers.csv")["p_distance"].dropna()) == 3

@@ -10,7 +10,7 @@ import pytest
 from monai_diffae import fit_direction, harmonize, neighbors, probe, reliability
 from monai_diffae.apps.evaluation.baselines import read_features, table_features
 from monai_diffae.data.embeddings import has_common_scale, read_embeddings, read_metadata, z_matrix
-from monai_diffae.errors import ConfigError, MachineError
+from monai_diffae.errors import ConfigError
 
 
 def planted(size=1.0, num_patients=80, dims=6, seed=0):
@@ -163,16 +163,13 @@ def test_designs_in_which_harmonizing_means_nothing_are_refused(change, message,
         harmonize(path, tmp_path / "even.parquet", scanner="scanner", protect=["site", "twin"])
 
 
-def test_patients_of_one_scanner_or_on_both_sides_are_warned_of(write, tmp_path, caplog, monkeypatch):
+def test_patients_of_one_scanner_or_on_both_sides_are_warned_of(write, tmp_path, caplog):
     table = planted(num_patients=40, dims=2).assign(patient=lambda rows: rows["patient"] + rows["scanner"])
     table.loc[:9, "split"] = "test"
     table["patient"] = table["patient"].where(table.index != 20, table["patient"].iloc[2])
     harmonize(write(table), tmp_path / "even.parquet", scanner="scanner", targets=["age"])
     assert "no patient was scanned on two scanners: differences between the patients" in caplog.text
     assert "1 patient with training and other cases" in caplog.text
-    monkeypatch.setitem(__import__("sys").modules, "combatlearn", None)
-    with pytest.raises(MachineError, match=r"pip install 'monai-diffae\[harmonize\]'"):
-        harmonize(tmp_path / "e.parquet", tmp_path / "other.parquet", scanner="scanner", empirical_bayes=True)
 
 
 def test_a_shortcut_fails_on_the_scanner_that_was_left_out(write, tmp_path):
