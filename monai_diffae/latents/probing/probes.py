@@ -25,7 +25,7 @@ LOGISTIC_CS = np.logspace(-4, 2, 7)
 NUM_NEIGHBORS = (100, 30, 10, 3)
 _MAX_FOLDS = 5
 _LEAST_STD = 1e-9  # smaller ones are rounding errors
-_MOST_FOR_CHOLESKY = 128  # weights; each of its steps takes their number cubed
+_FOR_CHOLESKY = 128, 1024  # most weights, with few and many cases; each of its steps takes their number cubed
 _TOLERANCE = 1e-7  # of the gradient; with scikit-learn's default of 1e-4, probabilities are off by up to .05
 Extract: TypeAlias = Callable[[NDArray[np.intp]], Floats]
 
@@ -233,7 +233,7 @@ def _logistic_path(
     is_wide = x.shape[1] > len(x)
     coordinates = _coordinates(x) if is_wide else x
     num_weights = coordinates.shape[1] * (num_classes if num_classes > 2 else 1)
-    solver = "newton-cholesky" if num_weights <= _MOST_FOR_CHOLESKY else "newton-cg"
+    solver = "newton-cholesky" if num_weights <= np.clip(len(x) // 4, *_FOR_CHOLESKY) else "newton-cg"
     model = LogisticRegression(
         solver=solver, tol=_TOLERANCE, max_iter=2000, warm_start=True, class_weight="balanced" if balanced else None
     )
