@@ -19,7 +19,7 @@ OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 
 
 @pytest.fixture(scope="module")
 def picture(tiny_bundle):
-    return next(iter(read_cohort(tiny_bundle.cohort)[0].images.values()))
+    return read_cohort(tiny_bundle.cohort)[0].first_file
 
 
 @pytest.fixture

@@ -56,10 +56,10 @@ def test_metadata_have_the_version_and_requirements_of_the_package(bundle):
 @UNTRAINED
 def test_keys_of_inference_have_the_defaults_of_the_training(bundle):
     train, infer = read(bundle / "configs" / "train.json"), read(bundle / "configs" / "inference.json")
-    # workers and colour: null in the commands, which choose the number and take the bundle's colour
+    # null in the commands: they choose the number of workers, take the colour of the bundle, and read the scans
     ours = {
         "imports", "output_dir", "initialize", "run", "batch_size", "workers", "cohort", "network_def", "network",
-        "preprocessing", "inferer", "colour",
+        "preprocessing", "inferer", "colour", "cache_dir",
     }  # fmt: skip
     assert {key for key in train.keys() & infer.keys() if train[key] != infer[key]} <= ours
 

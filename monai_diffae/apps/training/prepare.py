@@ -61,10 +61,10 @@ def prepare(
         MachineError: the disk is full, or a worker died.
 
     Example:
-        >>> prepare("no_bundle", ".", "prepared")
+        >>> prepare("no_bundle", ".", "../out")
         Traceback (most recent call last):
         ...
-        monai_diffae.errors.ConfigError: no_bundle: ...
+        monai_diffae.errors.ConfigError: bundle: there is no 'no_bundle'; choose one of: ...
     """
     planning, process = planning.with_keys(keys), this_process(part)
     parser = read_training_config(bundle, planning.overlays)
