@@ -78,6 +78,7 @@ _OF_THE_RUN = {
     "tracking_uri",
     "embeddings",
     "cache_dir",
+    "cache_gib",
     "check_memory",
     "trust",
 }

@@ -83,7 +83,7 @@ def temporary_path(folder: Path, suffix: str = "") -> Path:
 
 
 def remove_abandoned(*folders: Path) -> None:
-    """Delete the temporary files of processes that ended on this machine, and those that are a day old."""
+    """Delete temporary files and folders of processes that ended on this machine, and files that are a day old."""
     for path in (path for folder in folders for path in folder.glob(f"{TEMPORARY}*")):
         match = re.match(rf"\.tmp-{_HOST}-(\d+)-", path.name)
         with suppress(OSError):
@@ -94,9 +94,10 @@ def remove_abandoned(*folders: Path) -> None:
 
 
 def scratch_folder(owner: object, parent: PathLike | None = None) -> Path:
-    """Make a folder that only this user can read, and that is deleted with its owner, or by the next one after a kill.
+    """Make a folder that only this user can read, and that is deleted with its owner.
 
-    It is made in ``parent``, by default among the system's temporary files.
+    It is made in ``parent``, by default among the system's temporary files. After a kill, the next one that is made
+    there on this machine deletes it.
     """
     root = Path(tempfile.gettempdir() if parent is None else parent)
     remove_abandoned(root)
@@ -113,7 +114,7 @@ def _remove_scratch(folder: Path, process: int) -> None:
 
 
 def check_space(folder: Path, num_bytes: int) -> None:
-    """Raise an error if the disk of a folder named by ``cache_dir``, which is made, has not so much room."""
+    """Make a folder named by ``cache_dir``, and raise an error if its disk has less free space."""
     with disk_errors("cache_dir"):
         folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -206,7 +207,7 @@ class PartFolder:
         remove_abandoned(folder)
         if self._parts() and self._recorded_key() != self._key:
             if not replace:
-                raise ConfigError(f"{folder.name}: holds {self.content}; use the same again, or delete it")
+                raise self._refused()
             self.remove()
 
     def remove(self) -> None:
@@ -237,6 +238,9 @@ class PartFolder:
             return dict(json.loads((self.folder / _RECORD).read_text()))
         except (OSError, ValueError):
             return None
+
+    def _refused(self) -> ConfigError:
+        return ConfigError(f"{self.folder.name}: holds {self.content}; use the same again, or delete it")
 
     def _damaged(self, part: Path) -> MachineError:
         return MachineError(f"{self.folder.name}/{part.name}: cannot be read; delete it and run again")

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from torch.utils.data import Dataset
 
 from monai_diffae.data.atomic import PartFolder, check_space, scratch_folder
-from monai_diffae.data.fingerprints import digest
+from monai_diffae.data.fingerprints import digest, json_digest
 from monai_diffae.data.progress import Failure, SkippedCases, check_any_usable, progress
 from monai_diffae.data.scan_states import item_states
 from monai_diffae.data.streamed import (
@@ -58,7 +58,7 @@ class ScanCache(PartFolder):
     """Images of preprocessed scans, which any number of processes write, share and read.
 
     A scan is known by its id, the slice, and names, sizes and times of its files: one that changes is read again. Each
-    part is a safetensors file, written every some seconds or 64 MiB; its metadata say why scans could not be used.
+    part is a safetensors file, written every 10 s or 64 MiB; its metadata say why scans could not be used.
     Images are read from the file, so that processes share them in the system's memory for files, and compared with a
     checksum at their first use. :meth:`stream` tries failed scans again.
 
@@ -112,8 +112,7 @@ class ScanCache(PartFolder):
         """Look for the parts that other processes have written."""
         for part in self._parts():
             if part.name not in self._read:
-                self._rows |= self._load(part)
-                self._read.add(part.name)
+                self._read_part(part)
 
     def is_usable(self, state: str) -> bool:
         """Whether the images of a scan are here."""
@@ -155,12 +154,13 @@ class ScanCache(PartFolder):
             ahead: items that they read ahead in total.
             finish: what this process does with the images of a scan before they are kept.
         """
-        missing = [item for item, state in zip(items, states, strict=True) if not self.is_usable(state)]
+        are_here = [*map(self.is_usable, states)]
+        missing = [item for item, is_here in zip(items, are_here, strict=True) if not is_here]
         read = read_hashed_stream(missing, transform, self.keys, workers, ahead)
         is_first = True
         try:
-            for state in states:
-                if self.is_usable(state):
+            for state, is_here in zip(states, are_here, strict=True):
+                if is_here:
                     yield self.images(state), self.content_of(state)
                     continue
                 result, content = next(read)
@@ -206,12 +206,19 @@ class ScanCache(PartFolder):
             for state, (images, content, reason) in self._unsaved.items():
                 rows[state] = content, reason, {name: zlib.crc32(image.data) for name, image in images.items()}
                 tensors |= {f"{state}/{name}": image for name, image in images.items()}
-            name = self._add_part(lambda path: save_file(tensors, path, {"scans": json.dumps(rows)}))
-            self._rows |= self._load(self.folder / name)
-            self._read.add(name)
+            metadata = {"scans": json.dumps(rows), "made_from": json_digest(self._key)}
+            name = self._add_part(lambda path: save_file(tensors, path, metadata))
+            self._read_part(self.folder / name)
             self._unsaved.clear()
         self._unsaved_bytes = 0
         self._saved_at = time.monotonic()
+
+    def _read_part(self, part: Path) -> None:
+        for state, row in self._load(part).items():
+            known = self._rows.get(state)  # of several: a usable one, then the first, as in all processes
+            if known is None or (row.reason is not None, row.part) < (known.reason is not None, known.part):
+                self._rows[state] = row
+        self._read.add(part.name)
 
     def _load(self, part: Path) -> dict[str, _Row]:
         """The rows of a part, from the header of its file."""
@@ -219,7 +226,8 @@ class ScanCache(PartFolder):
             with part.open("rb") as stream:
                 start = 8 + (length := int.from_bytes(stream.read(8), "little"))
                 header = json.loads(stream.read(min(length, part.stat().st_size)))
-            scans = json.loads(header.pop("__metadata__")["scans"])
+            metadata = header.pop("__metadata__")
+            scans, made_from = json.loads(metadata["scans"]), metadata["made_from"]
             ends = [start + each["data_offsets"][1] for each in header.values()]
             if max(ends, default=start) != part.stat().st_size:
                 raise self._damaged(part)
@@ -233,6 +241,8 @@ class ScanCache(PartFolder):
                 rows[state] = _Row(part.name, content, reason, images)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(part) from error
+        if made_from != json_digest(self._key):  # two processes began at once
+            raise self._refused()
         return rows
 
     def _image(self, part: str, name: tuple[str, str], image: _Image) -> NDArray[np.float32]:
@@ -249,8 +259,8 @@ class ScanCache(PartFolder):
 
 
 def is_own_cache(folder: PathLike, output_dir: PathLike | None) -> bool:
-    """Whether a run's cache is in the folder of its results, and so ends with the run; other folders are shared."""
-    return output_dir is not None and Path(folder).resolve().is_relative_to(Path(output_dir).resolve())
+    """Whether a cache is ``output_dir/cache``, which ends with the run; other folders are shared."""
+    return output_dir is not None and Path(folder).resolve() == (Path(output_dir) / "cache").resolve()
 
 
 def remove_cache(folder: PathLike, output_dir: PathLike) -> None:
@@ -292,7 +302,7 @@ class CachedCases(Dataset[Item]):
     #: folder is made that is deleted at the end, by default among the system's temporary files
     cache_dir: PathLike | None = None
     made_from: Any = None  #: what the images in ``cache_dir`` depend on besides the scans, as values for JSON
-    output_dir: PathLike | None = None  #: a cache in it is the run's own: one of another preprocessing is replaced
+    output_dir: PathLike | None = None  #: its ``cache`` is the run's own: one of another preprocessing is replaced
     num_workers: int | None = 0  #: processes that preprocess; 0 or None preprocesses in this process
     rank: int = 0  #: number of this process among those that share the reading
     world_size: int = 1  #: number of these processes; each has to call :meth:`prepare`

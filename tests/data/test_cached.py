@@ -20,7 +20,7 @@ from monai_diffae.data import CachedCases, read_cohort, remove_cache
 from monai_diffae.data.cached import ScanCache
 from monai_diffae.data.progress import Failure, write_failures
 from monai_diffae.data.scan_states import item_states
-from monai_diffae.errors import CohortError, ConfigError, MachineError
+from monai_diffae.errors import CohortError, ConfigError, MachineError, ScanError
 from monai_diffae.transforms import ReadScand, ToModelRanged
 
 TRANSFORM = Compose([ReadScand("image", 3), Resized("image", (4, 4, 4)), ToModelRanged("image")])
@@ -211,6 +211,26 @@ def test_a_run_replaces_and_removes_its_own_cache_only(tmp_path, scans):
     assert len(list(folder.glob("*.safetensors"))) == 1
     remove_cache(folder, tmp_path)
     assert [file.name for file in folder.iterdir()] == ["mine"]
+
+
+def test_two_preprocessings_that_begin_at_once_are_told_apart(tmp_path, scans):
+    states = item_states(scans)
+    caches = [ScanCache(tmp_path / "cache", key) for key in "ab"]
+    for cache in caches:
+        [*cache.stream(scans, states, TRANSFORM)]
+    with pytest.raises(ConfigError, match="^cache: holds scans that were preprocessed otherwise"):
+        ScanCache(tmp_path / "cache", "a")
+
+
+def test_an_image_counts_more_than_a_failure_of_another_process(tmp_path, scans):
+    def fail(item):
+        raise ScanError("network")
+
+    states = item_states(scans[:1])
+    caches = [ScanCache(tmp_path / "cache", "a") for _ in "ab"]
+    for cache, transform in zip(caches, (TRANSFORM, fail), strict=True):
+        [*cache.stream(scans[:1], states, transform)]
+    assert ScanCache(tmp_path / "cache", "a").is_usable(states[0])
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "flip"])

@@ -83,7 +83,7 @@ def prepare(
     check_rules(parser.get())
     split = build(parser, "cohort", cohort_split.SplitCohort)
     items = [case.item() for case in split.cases]
-    of_dataset = {
+    dataset_values = {
         "data": UserList(items),  # not a list, in whose texts MONAI replaces "#"
         "random_transform": None,
         "cache_dir": str(out),
@@ -92,7 +92,7 @@ def prepare(
         "rank": process.rank,
         "world_size": process.world_size,
     }
-    parser.update({f"train#dataset#{name}": value for name, value in of_dataset.items()})
+    parser.update({f"train#dataset#{name}": value for name, value in dataset_values.items()})
     dataset = build(parser, "train#dataset", cached.CachedCases)
     if part is not None:
         dataset.fill_cache()

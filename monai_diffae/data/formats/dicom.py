@@ -32,7 +32,7 @@ _HEADER = [*_IDENTITY, *TAGS, "PhotometricInterpretation", "ModalityLUTSequence"
 
 
 Identity = Sequence[str | None]
-"""What a file's header says: the UID of the series, and what :class:`Series` has of it."""
+"""From a file's header: the UID of its series, then modality, patient, study and description as in :class:`Series`."""
 
 
 @dataclass(frozen=True)
