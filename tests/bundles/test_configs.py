@@ -119,9 +119,9 @@ def test_a_training_sees_cases_of_train_and_a_validation_those_of_val(bundle, ti
         assert {splits[item["id"]] for item in data} == {split}
 
 
-def test_encoder_sees_another_view(tiny_bundle):
+def test_encoder_sees_another_view(tiny_bundle, tmp_path):
     parser = parser_of(FLAT / "configs" / "train.json", ROOT / "configs" / "encoder_view.json")
-    parser.update({"dataset_dir": str(tiny_bundle.cohort), "image_size": [16, 16], "output_dir": "."})
+    parser.update({"dataset_dir": str(tiny_bundle.cohort), "image_size": [16, 16], "output_dir": str(tmp_path)})
     item = parser.get_parsed_content("train#dataset")[0]
     assert item["encoder_image"].shape == item["image"].shape == (1, 16, 16)
     assert any(not torch.equal(i["image"], i["encoder_image"]) for i in parser.get_parsed_content("train#dataset"))
