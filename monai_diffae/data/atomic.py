@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -279,11 +279,23 @@ class PartStore(PartFolder):
     def read(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """All rows, sorted by id, with these columns besides the ids; None: with all."""
         wanted = None if columns is None else [self.id_column, *columns]
-        parts = [self._load(part, wanted) for part in self._parts()]
-        parts = parts or [pa.table({self.id_column: pa.array([], pa.string())})]
+        try:
+            parts = [self._load(part, wanted) for part in self._parts()]
+        except MachineError as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # another process has merged the parts meanwhile
+                return self.read(columns)
+            raise
+        parts = parts or [pa.table({name: pa.array([], pa.string()) for name in wanted or [self.id_column]})]
         # a column without values in one part has a type in another
         table = pa.concat_tables(parts, promote_options="permissive").to_pandas()
         return table.drop_duplicates(self.id_column, keep="last").sort_values(self.id_column, ignore_index=True)
+
+    def merge(self, without: Collection[str] = ()) -> None:
+        """Replace all parts by one without the rows of these ids; meanwhile, others may read but not write."""
+        parts, rows = self._parts(), self.read()
+        self.append(rows[~rows[self.id_column].isin([*without])])
+        for part in parts:  # the oldest first, so that no replaced row counts again
+            part.unlink()
 
     def _load(self, part: Path, columns: list[str] | None = None) -> pa.Table:
         try:

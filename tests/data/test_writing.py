@@ -185,6 +185,8 @@ def test_a_later_row_replaces_an_earlier_one_also_in_another_run(tmp_path: Path)
     PartStore(tmp_path, "a", process=3).append(rows("a", "b", value=1.0))
     PartStore(tmp_path, "a").append(rows("b", value=2.0))
     assert PartStore(tmp_path, "a").read()["value"].tolist() == [1.0, 2.0]
+    PartStore(tmp_path, "a").merge(without=["a"])
+    assert PartStore(tmp_path, "a").read()["value"].tolist() == [2.0]
 
 
 def test_parts_of_other_settings_are_refused_or_replaced(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -27,7 +27,7 @@ from monai_diffae.data.embeddings import numbered_columns
 from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.progress import Failure, SkippedCases, progress
 from monai_diffae.data.scan_states import item_states
-from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream, worker_errors
+from monai_diffae.data.streamed import Arrays, check_size, log_failure, read_hashed_stream, read_stream, worker_errors
 from monai_diffae.errors import ConfigError, MachineError, ScanError, counted, quoted
 from monai_diffae.inferers.reconstruction import encode_exactly, images_at_once
 from monai_diffae.transforms import ReadScand
@@ -38,6 +38,9 @@ _POLL_S = 0.2
 
 Cut = Callable[[Arrays], Iterator[tuple[NDArray[np.float32], Tensor]]]
 """A function that yields a scan's images ``[C, *S]``, each with an array that says where in the scan it lies."""
+
+Encoded: TypeAlias = tuple[list[int], NDArray[np.float32], dict[int, Failure]]
+"""Each row's position, its place and z_sem (N, K + D), and failures by position."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +121,8 @@ class CohortEncoder:
     def _to_encode(self, size: int) -> list[int]:
         """The positions of this process's share that have no z_sem yet."""
         table = self.store.read(["position", "reason"])
-        encoded: set[int] = {*table["position"][table["reason"].isna()]} if len(table) else set()
-        failed: set[int] = {*table["position"]} - encoded if len(table) else set()
+        encoded: set[int] = {*table["position"][table["reason"].isna()]}
+        failed: set[int] = {*table["position"]} - encoded
         share = [p for p in range(len(self.cases)) if p // size % self.process.world_size == self.process.rank]
         todo = {*share} - encoded - failed
         if self.process.rank == 0:
@@ -188,6 +191,21 @@ def whole_images(trained: TrainedBundle) -> Cut:
     return cut
 
 
+def encode_scans(
+    items: Sequence[Mapping[str, Any]],
+    trained: TrainedBundle,
+    batch_size: int,
+    workers: int,
+    part: Callable[[int], int] = lambda position: 0,
+) -> Iterator[Encoded]:
+    """Read and encode whole scans; yields what :func:`encode_stream` returns for the positions of each part."""
+    stream = read_stream(items, trained.preprocessing, (trained.encoder_key,), workers, ahead=batch_size)
+    numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained)
+    with progress(len(items), f"encoding {counted(len(items), 'scan')}") as advance:
+        for _, results in groupby(numbered, lambda result: part(result[0])):
+            yield encode_stream(results, trained, cut, batch_size, advance)
+
+
 def encode_stream(
     results: Iterator[tuple[int, Mapping[str, Any], Arrays | Exception]],
     trained: TrainedBundle,
@@ -195,7 +213,7 @@ def encode_stream(
     batch_size: int,
     advance: Callable[[], None],
     skipped: SkippedCases | None = None,
-) -> tuple[list[int], NDArray[np.float32], dict[int, Failure]]:
+) -> Encoded:
     """Encode scans as they are read: each row's position, its place and z_sem (N, K + D), and failures by position."""
     at_once = images_at_once(trained.image_shape[1:])
     batch_size = -(-batch_size // at_once) * at_once  # so that the encoder repeats no image

@@ -19,13 +19,12 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from monai_diffae.apps.embedding.encoders import wide_checksum, with_wide_features
-from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
+from monai_diffae.apps.embedding.encoding import encode_scans
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
-from monai_diffae.data.progress import progress
-from monai_diffae.data.streamed import read_stream
+from monai_diffae.data.progress import Failure
 from monai_diffae.errors import ConfigError, ScanError
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.policies import Features, PathLike
@@ -165,10 +164,12 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
     def _encode_scans(self, items: list[Item], trained: TrainedBundle) -> NDArray[np.float32]:
         """Encode scans as they are read: z_sem (N, D), NaN for scans that cannot be used."""
         workers = Reading(workers=self.workers).workers_for(len(items))
-        stream = read_stream(items, trained.preprocessing, (trained.encoder_key,), workers, ahead=self.batch_size)
-        numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained)
-        with progress(len(items), f"encoding {len(items)} scans") as advance:
-            rows, codes, failures = encode_stream(numbered, trained, cut, self.batch_size, advance)
+        z_sem = np.full((len(items), trained.z_channels), np.nan, np.float32)
+        failures: dict[int, Failure] = {}
+        for rows, codes, failed in encode_scans(items, trained, self.batch_size, workers):
+            failures |= failed
+            if rows:
+                z_sem[rows] = codes
         if failures:
             counts = f"{len(failures)} of {len(items)} scans cannot be used"
             failure = next(iter(failures.values()))
@@ -177,9 +178,6 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             if self.on_bad_scan != "nan":
                 raise ScanError(f"X: {counts}; {first}")
             warnings.warn(f"X: {counts} and are rows of NaN; {first}", stacklevel=3)
-        z_sem = np.full((len(items), trained.z_channels), np.nan, np.float32)
-        if rows:
-            z_sem[rows] = codes
         return z_sem
 
     def _items(self, X: Any, trained: TrainedBundle) -> list[Item] | None:

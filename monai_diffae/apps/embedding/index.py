@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -12,23 +11,19 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.apps.embedding.encoding import encode_stream, whole_images
+from monai_diffae.apps.embedding.encoding import encode_scans
 from monai_diffae.apps.settings import Reading
 from monai_diffae.bundle.config import model_config
 from monai_diffae.bundle.model import TrainedBundle
-from monai_diffae.data.atomic import ProcessLock, write_atomic
+from monai_diffae.data.atomic import PartStore, ProcessLock
 from monai_diffae.data.cases import Case
 from monai_diffae.data.cohort_split import expand_slices
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.data.progress import progress
 from monai_diffae.data.scan_states import file_state
-from monai_diffae.data.streamed import read_stream
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.policies import PathLike
 
 Image: TypeAlias = PathLike | Sequence[PathLike]
@@ -36,10 +31,6 @@ Image: TypeAlias = PathLike | Sequence[PathLike]
 Code: TypeAlias = NDArray[np.float32] | str
 """The z_sem (D,) of a case, or the reason of its failure."""
 
-_SAVE_EVERY_S = 10.0
-_SCHEMA = pa.schema(
-    [("id", pa.string()), ("state", pa.string()), ("reason", pa.string()), ("z_sem", pa.list_(pa.float32()))]
-)
 _CODE_ROOTS = ("network_def", "preprocessing", "encoder_key", "slice_axis", "slice_range", "slice_step")
 
 
@@ -73,8 +64,8 @@ class EmbeddingIndex:
     z_sem equal those of :func:`monai_diffae.embed` to the bit. A volume in a 2D bundle has one row: the mean over the
     slices that the bundle takes from it, as with ``pool="mean"``; one bad slice fails the volume.
 
-    The index is a folder with one Parquet file per model, which is replaced as a whole: a process that is killed loses
-    some seconds of work, and readers see one state. One process or thread updates at a time, the others wait. Use a
+    The index is a folder with one store per model, as that of :func:`monai_diffae.embed`: a process that is killed
+    loses some seconds of work. One process or thread updates at a time, the others wait; readers never wait. Use a
     local disk, because locks of network file systems are not reliable.
 
     Args:
@@ -115,17 +106,19 @@ class EmbeddingIndex:
         files = {name: _files(name, image, trained.image_keys) for name, image in images.items()}
         with self._lock():
             states = {name: file_state([*itertools.chain(*each.values())]) for name, each in files.items()}
-            file = self._file(trained)
-            known = _read(file, ["id", "state"])
-            before = dict(zip(known["id"].to_pylist(), known["state"].to_pylist(), strict=True))
+            known = self._read(trained, ["state"])
+            before = dict(zip(known["id"], known["state"], strict=True))
             removed = sorted(before.keys() - states.keys())
             todo = sorted(name for name, state in states.items() if before.get(name) != state)
             codes: dict[str, Code] = {}
             if removed or todo:
-                kept = _without(_read(file), [*removed, *todo])
+                store = self._store(trained)
+                store.merge({*removed, *todo} & before.keys())
                 cases = [_case(name, files[name]) for name in todo]
-                batches = _encode(cases, trained, batch_size, Reading(workers=workers).workers_for(len(todo)))
-                codes = _save_as_encoded(file, kept, batches, states, len(todo))
+                for part in _encode(cases, trained, batch_size, Reading(workers=workers).workers_for(len(todo))):
+                    store.append(_rows(part, states))
+                    codes |= part
+                store.merge()
         failed = {name: code for name, code in codes.items() if isinstance(code, str)}
         encoded = [name for name in todo if name not in failed]
         new, changed = ([name for name in encoded if (name in before) == is_old] for is_old in (False, True))
@@ -133,87 +126,49 @@ class EmbeddingIndex:
 
     def read(self, trained: TrainedBundle) -> IndexedCases:
         """Return the cases of this model, as a consistent snapshot even while another process updates the index."""
-        table = _read(self._file(trained))
-        is_usable = pc.is_null(table["reason"])
-        usable, failed = table.filter(is_usable), table.filter(pc.invert(is_usable))
-        values = usable["z_sem"].combine_chunks().flatten().to_numpy()
-        z_sem = values.reshape(len(usable), -1 if len(usable) else 0).copy()
-        failures = dict(zip(failed["id"].to_pylist(), failed["reason"].to_pylist(), strict=True))
-        return IndexedCases(usable["id"].to_pylist(), z_sem, failures)
+        rows = self._read(trained, ["reason", "z_sem"])
+        usable, failed = rows[rows["reason"].isna()], rows[rows["reason"].notna()]
+        z_sem = np.stack([*usable["z_sem"]]) if len(usable) else np.empty((0, 0), np.float32)
+        return IndexedCases([*usable["id"]], z_sem, dict(zip(failed["id"], failed["reason"], strict=True)))
 
     def remove(self, ids: Sequence[str]) -> None:
         """Remove cases from all models; unknown ids are ignored. An update encodes a case again if it is listed."""
         if isinstance(ids, str):  # whose letters are ids, too
             raise ConfigError("ids: must be a list of texts; put a single id into a list")
         with self._lock():
-            for file in self.folder.glob("*.parquet"):
-                _write(file, _without(_read(file), ids))
+            for store in self._stores():
+                store.merge(ids)
 
     def keep_only(self, trained: Sequence[TrainedBundle]) -> None:
         """Remove the cases of all models but these, for example of former weights."""
         with self._lock():
-            for file in {*self.folder.glob("*.parquet")} - {self._file(each) for each in trained}:
-                file.unlink()
+            kept = {self._store(each).folder for each in trained}
+            for store in self._stores():
+                if store.folder not in kept:
+                    store.remove()
 
-    def _file(self, trained: TrainedBundle) -> Path:
-        """The file of a model: its name is a checksum of all that a z_sem depends on besides the image."""
+    def _stores(self) -> list[PartStore]:
+        return [PartStore(each, each.name) for each in self.folder.iterdir() if each.is_dir()]
+
+    def _store(self, trained: TrainedBundle) -> PartStore:
+        """The store of a model: its name is a checksum of all that a z_sem depends on besides the image."""
         key = json_digest([trained.made_from, model_config(trained.config, roots=_CODE_ROOTS)])
-        return self.folder / f"{key}.parquet"
+        return PartStore(self.folder / key, key)
+
+    def _read(self, trained: TrainedBundle, columns: Sequence[str]) -> pd.DataFrame:
+        try:
+            return self._store(trained).read(columns)
+        except MachineError as error:
+            name, reason = str(error).split(":")[0], error.__cause__
+            raise ConfigError(f"{name}: is damaged ({reason}); delete it, and update the index again") from error
 
     def _lock(self) -> ProcessLock:
         return ProcessLock(self.folder / ".lock")
 
 
-def _read(file: Path, columns: list[str] | None = None) -> pa.Table:
-    """One state of a model's cases, sorted by id."""
-    try:
-        return pq.ParquetFile(file).read(columns)
-    except FileNotFoundError:
-        return _SCHEMA.empty_table()
-    except pa.ArrowException as error:
-        raise ConfigError(f"{file.name}: is damaged ({error}); delete it, and update the index again") from error
-
-
-def _write(file: Path, table: pa.Table) -> None:
-    write_atomic(file, lambda path: pq.write_table(table.sort_by("id"), path))
-
-
-def _without(table: pa.Table, ids: Sequence[str]) -> pa.Table:
-    return table.filter(pc.invert(pc.is_in(table["id"], pa.array(ids, pa.string()))))
-
-
-def _table(codes: Mapping[str, Code], states: Mapping[str, str]) -> pa.Table:
-    rows = [
-        {"id": name, "state": states[name], "reason": code}
-        if isinstance(code, str)
-        else {"id": name, "state": states[name], "z_sem": code}
-        for name, code in codes.items()
-    ]
-    return pa.Table.from_pylist(rows, _SCHEMA)
-
-
-def _save_as_encoded(
-    file: Path, kept: pa.Table, batches: Iterator[dict[str, Code]], states: Mapping[str, str], num_cases: int
-) -> dict[str, Code]:
-    """Write the codes beside the rows that are kept: every few seconds, at the end, and if an error ends the work."""
-    codes: dict[str, Code] = {}
-
-    def save() -> None:
-        _write(file, pa.concat_tables([kept, _table(codes, states)]))
-
-    saved_at = time.monotonic()
-    try:
-        with progress(num_cases, f"encoding {counted(num_cases, 'case')}") as advance:
-            for batch in batches:
-                codes |= batch
-                for _ in batch:
-                    advance()
-                if time.monotonic() - saved_at > _SAVE_EVERY_S:
-                    save()
-                    saved_at = time.monotonic()
-    finally:
-        save()
-    return codes
+def _rows(codes: Mapping[str, Code], states: Mapping[str, str]) -> pd.DataFrame:
+    rows = [(name, states[name], *((z, None) if isinstance(z, str) else (None, z))) for name, z in codes.items()]
+    return pd.DataFrame(rows, columns=["id", "state", "reason", "z_sem"])
 
 
 def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, workers: int) -> Iterator[dict[str, Code]]:
@@ -221,10 +176,8 @@ def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, work
     images, owners, codes = _images(cases, trained)
     yield codes
     items = [image.item() for image in images]
-    stream = read_stream(items, trained.preprocessing, (trained.encoder_key,), workers, ahead=batch_size)
-    numbered, cut = zip(range(len(items)), items, stream, strict=True), whole_images(trained)
-    for _, results in groupby(numbered, lambda result: owners[result[0]] // batch_size):
-        positions, rows, failures = encode_stream(results, trained, cut, batch_size, lambda: None)
+    parts = encode_scans(items, trained, batch_size, workers, lambda position: owners[position] // batch_size)
+    for positions, rows, failures in parts:
         by_position: dict[int, Code] = dict(zip(positions, rows, strict=True))
         by_position |= {position: failure.reason for position, failure in failures.items()}
         pooled: dict[str, Code] = {}

@@ -103,7 +103,7 @@ def test_a_bad_scan_is_listed_and_tried_again_only_when_its_file_changes(trained
     update = index.update(trained, images)
     assert update.failed.keys() == {bad, missing}
     assert index.read(trained).failures == update.failed
-    content = b"".join(file.read_bytes() for file in index.folder.iterdir())
+    content = b"".join(file.read_bytes() for file in index.folder.rglob("*") if file.is_file())
     assert b"Doe" not in content  # the files' names
     assert str(index.folder.parent).encode() not in content
     assert all("/" not in reason for reason in update.failed.values())
@@ -124,14 +124,17 @@ def test_removed_cases_can_come_back(trained, images, index):
     index.remove([name, "unknown"])
     assert index.read(trained).ids == sorted(images.keys() - {name})
     assert index.update(trained, images) == IndexUpdate(new=[name])
+    assert len([*index.folder.rglob("*.parquet")]) == 1  # parts do not pile up
     np.testing.assert_array_equal(rows(index.read(trained))[name], z)
     with pytest.raises(ConfigError, match="^ids: must be a list of texts; put a single id into a list"):
         index.remove("12")  # not the cases 1 and 2
     for given, message in (({1: "a.nii"}, "the id 1 is not text"), ({"a": {"a.nii", "b.nii"}}, "case 'a' has no path")):
         with pytest.raises(ConfigError, match=f"^images: {message}"):
             index.update(trained, given)
-    next(index.folder.glob("*.parquet")).write_bytes(b"junk")
-    with pytest.raises(ConfigError, match=r"^\w+\.parquet: is damaged .*; delete it, and update the index again"):
+    next(index.folder.rglob("*.parquet")).write_bytes(b"junk")
+    with pytest.raises(
+        ConfigError, match=r"^\w+/part-[\w-]+\.parquet: is damaged .*; delete it, and update the index again"
+    ):
         index.read(trained)
 
 
