@@ -2,7 +2,7 @@
 
     python benchmarks/many_scans.py OUT [--scans 1000 10000 100000]
 
-The scans are virtual slices of 32 x 32 pixels; there are 1,000 different ones, so the others are links to these. A
+The scans are virtual slices of 32 x 32 pixels; there are 1,000 different ones, and the others are copies. A
 training of a tiny network sees each once. Training and embedding read what ``prepare`` has made. Two processes are
 those of ``torchrun``, with one thread each; times are those of the whole program, with 10 s of imports. Memory is that
 of the largest process, and the exponent that of the two largest numbers. Prints a table for docs/scaling.md, also
@@ -48,10 +48,10 @@ def make_table(folder: Path, number: int) -> Path:
     files = [cohort.parent / name for name in pd.read_csv(cohort)["image"]]
     names = [f"scans/{i // 1000:03d}/{i:06d}{files[0].suffix}" for i in range(number)]
     for i, name in enumerate(names):
-        link = folder / name
-        if not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            os.link(files[i % DIFFERENT], link)
+        copy = folder / name
+        if not copy.exists():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(files[i % DIFFERENT], copy)
     splits = ["val"] * 2 + ["train"] * (number - 2)
     path = folder / f"{number}.csv"
     pd.DataFrame({"image": names, "id": [f"s{i}" for i in range(number)], "split": splits}).to_csv(path, index=False)

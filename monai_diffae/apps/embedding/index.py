@@ -125,7 +125,7 @@ class EmbeddingIndex:
         return IndexUpdate(new, changed, removed, failed)
 
     def read(self, trained: TrainedBundle) -> IndexedCases:
-        """Return the cases of this model, as a consistent snapshot even while another process updates the index."""
+        """Return the cases of this model, also while another process updates the index."""
         rows = self._read(trained, ["reason", "z_sem"])
         usable, failed = rows[rows["reason"].isna()], rows[rows["reason"].notna()]
         z_sem = np.stack([*usable["z_sem"]]) if len(usable) else np.empty((0, 0), np.float32)
