@@ -151,6 +151,8 @@ class Session:
         """The preprocessed scans in ``cache_dir``, if it is given."""
         if self.reading.cache_dir is None:
             return None
+        if not self.reading.cache_dir.exists():
+            logger.warning("cache_dir: %s is new; all scans are read and kept there", self.reading.cache_dir.name)
         made_from = made_by_preprocessing(self.trained.config)
         return ScanCache(self.reading.cache_dir, made_from, self._item_keys, process=process)
 

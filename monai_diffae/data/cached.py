@@ -194,6 +194,8 @@ class ScanCache(PartFolder):
         return {**self.__dict__, "_unsaved": {}}  # a worker that is spawned writes nothing
 
     def _add(self, state: str, images: Arrays, content: str, reason: str | None) -> None:
+        if reason is not None and state in self._rows and self._rows[state].reason == reason:
+            return  # it failed before, too
         self._unsaved[state] = images, content, reason
         self._unsaved_bytes += sum(image.nbytes for image in images.values())
         if self._unsaved_bytes > _PART_BYTES or time.monotonic() - self._saved_at > self.save_every_s:

@@ -15,7 +15,8 @@ from monai_diffae.apps.settings import Key, Planning, Reading, colour_values, th
 from monai_diffae.apps.training.plan import read_training_config
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.config import build, check_rules
-from monai_diffae.data.progress import write_failures
+from monai_diffae.data.progress import track, write_failures
+from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -41,7 +42,8 @@ def prepare(
     images of another preprocessing are refused. Only new and changed scans are read again, and those that failed.
 
     Processes of ``torchrun`` share the work. So do the jobs of a Slurm array with ``part``; run the command without it
-    when all have ended. The folder shows the patients like the scans, and takes 4 bytes per voxel that the model sees.
+    when all have ended: it prepares what is missing, and checks all images. The folder shows the patients like the
+    scans, and takes 4 bytes per voxel that the model sees.
 
     Args:
         bundle: Folder of a bundle, or the name of a shipped one.
@@ -67,6 +69,9 @@ def prepare(
         monai_diffae.errors.ConfigError: bundle: there is no 'no_bundle'; choose one of: ...
     """
     planning, process = planning.with_keys(keys), this_process(part)
+    files = [file.name for file in out.glob("[!.]*")]
+    if out.is_file() or (files and not any(name.startswith("part-") for name in files)):
+        raise ConfigError(f"out: {out.name} holds other files than those of prepare; choose a new folder")
     parser = read_training_config(bundle, planning.overlays)
     check_code(planning.overrides, "overrides", places=False)
     values = {
@@ -98,6 +103,8 @@ def prepare(
         dataset.fill_cache()
         return Result(None, notes=[f"part {part} is prepared; when all are, run the command without --part"])
     failures = [*split.failures, *dataset.prepare().failures]
+    for index in track(range(0 if process.rank else len(dataset)), f"checking {len(dataset)} images"):
+        dataset[index]
     list_of_failures = out / "failures.csv"
     if process.rank == 0:
         write_failures(list_of_failures, failures)

@@ -7,7 +7,7 @@ from tiny_bundles import TINY
 
 import monai_diffae as mdae
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, MachineError
 
 READS = "reading and preprocessing"
 
@@ -36,6 +36,18 @@ def test_parts_make_the_cache_that_an_embedding_reads(tiny_bundle, prepared, tmp
     assert (without == with_it).all()
     assert READS not in caplog.text
     assert sorted(prepared.glob("*.safetensors")) == parts
+
+
+def test_a_damaged_image_is_found_and_other_files_are_left_alone(tiny_bundle, prepared):
+    part = min(prepared.glob("*.safetensors"))
+    content = bytearray(part.read_bytes())
+    content[-3] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(MachineError):
+        mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, prepared)
+    for other in (tiny_bundle.directory, tiny_bundle.cohort):
+        with pytest.raises(ConfigError, match="^out: .* holds other files"):
+            mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, other)
 
 
 def test_an_embedding_adds_what_the_cache_lacks(tiny_bundle, tmp_path):
