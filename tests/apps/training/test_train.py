@@ -165,12 +165,13 @@ def test_a_training_that_is_faster_than_measured_uses_its_time(small_cohort, tmp
     assert saved["optimizer"]["param_groups"][0]["lr"] < 1e-6  # the schedule has ended
 
 
-def test_a_missing_bundle_is_made_also_without_minutes(tiny_bundle, tiny_bundle_3d, tmp_path, caplog):
-    for name, dims, bundle in (("m", 2, tiny_bundle), ("new", 3, tiny_bundle_3d)):
-        with caplog.at_level(logging.INFO, "monai_diffae"), pytest.raises(MachineError):
-            train(tmp_path / name, bundle.cohort, device="cpu", batch_size=10**9)
-        assert configured(tmp_path / name)["spatial_dims"] == dims
-        assert f"{name}: a new bundle, made from diffae_{dims}d" in caplog.messages
+@pytest.mark.parametrize(("dims", "made_for"), [(2, "tiny_bundle"), (3, "tiny_bundle_3d")])
+def test_a_missing_bundle_is_made_also_without_minutes(dims, made_for, request, tmp_path, caplog):
+    cohort = request.getfixturevalue(made_for).cohort
+    with caplog.at_level(logging.INFO, "monai_diffae"), pytest.raises(MachineError):
+        train(tmp_path / "new", cohort, device="cpu", batch_size=10**9)
+    assert configured(tmp_path / "new")["spatial_dims"] == dims
+    assert f"new: a new bundle, made from diffae_{dims}d" in caplog.messages
 
 
 def test_a_given_value_wins_over_an_overlay_and_that_over_the_bundles_file(tmp_path):
