@@ -183,7 +183,7 @@ def whole_images(trained: TrainedBundle) -> Cut:
 
     def cut(scan: Arrays) -> Iterator[tuple[NDArray[np.float32], Tensor]]:
         shapes.setdefault(key, scan[key].shape)
-        error = check_size({key: scan[key].shape for key in scan}, shapes)
+        error = check_size({key: scan[key].shape}, shapes)
         if error is not None:
             raise error
         yield np.empty(0, np.float32), torch.from_numpy(scan[key])

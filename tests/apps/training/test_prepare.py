@@ -56,6 +56,15 @@ def test_an_embedding_adds_what_the_cache_lacks(tiny_bundle, tmp_path):
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
 
 
+def test_a_cache_also_serves_an_encoder_that_sees_another_image(tiny_bundle, tmp_path):
+    model = mdae.init(tmp_path / "model", bundle="chest_xray").path
+    with_it, without = (
+        mdae.embed(model, tiny_bundle.cohort, tmp_path / name, cache_dir=folder, device="cpu").path
+        for name, folder in (("with", tmp_path / "cache"), ("without", None))
+    )
+    assert (z_matrix(read_embeddings(with_it)) == z_matrix(read_embeddings(without))).all()
+
+
 @pytest.mark.slow
 def test_a_training_reads_the_cache_and_leaves_it(small_cohort, tmp_path, caplog):
     caplog.set_level("INFO", logger="monai_diffae")
