@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-LONGEST_S = 10.0
-"""Processor seconds of one test with its children.
+LONGEST_S = 30.0
+"""Processor seconds of one test with its children, against trainings and downloads by accident.
 
-Tests should take less than 3 s (``--durations`` is printed). On machines that other programs use, the same test took 2
-to 6 s, so the limit is above that.
+Tests should take less than 3 s (``--durations`` is printed). On other machines the same test took up to 10 s, so the
+limit is far above that: no test may fail because a machine is slow.
 """
 
 TRAININGS = {
