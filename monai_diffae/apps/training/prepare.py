@@ -106,8 +106,7 @@ def prepare(
     list_of_failures = out / "failures.csv"
     if process.rank == 0:
         write_failures(list_of_failures, failures)
-    training = {"overlays": planning.overlays, "columns": planning.columns, "overrides": planning.overrides}
-    line = command_line("train", {"bundle": bundle, "cohort": cohort, **training})
+    line = command_line("train", {"bundle": bundle, "cohort": cohort, **vars(planning)})
     return Result(
         out,
         {"num_cases": len(dataset), "num_failed": len(failures)},
