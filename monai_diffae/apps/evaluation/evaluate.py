@@ -35,7 +35,6 @@ with on_first_use:
     import pandas as pd
 
     from monai_diffae.apps import session as sessions
-    from monai_diffae.apps import table_origin
     from monai_diffae.apps.evaluation import diagnosis, quality
     from monai_diffae.bundle import loading
 
