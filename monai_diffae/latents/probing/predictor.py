@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.directions import case_marks
-from monai_diffae.latents.probing.nested import HeldOutPredictions, held_out_predictions
-from monai_diffae.latents.probing.probes import FittedProbe, Folds, ProbeModel, grouped_folds
+from monai_diffae.latents.probing.nested import HeldOutPredictions, held_out_predictions, predict_held_out
+from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, grouped_folds
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, plain, with_interval
 from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Target
@@ -32,8 +32,8 @@ _TENSORS = ("weight", "intercept", "mean", "std", "reference", "residuals", "mar
 class Predictor:
     """Predicts a label of new cases from their codes, such as z_sem.
 
-    A linear model, ``codes @ weight.T + intercept``: the logits of the classes (multinomial logistic regression), or the
-    number (ridge regression). Logits are divided by a temperature, and numbers get an interval, both from the
+    A linear model, ``codes @ weight.T + intercept``: the logits of the classes (multinomial logistic regression), or
+    the number (ridge regression). Logits are divided by a temperature, and numbers get an interval, both from the
     predictions for held-out patients (Guo et al. 2017, arXiv 1706.04599; Vovk 2015, cross-conformal predictors).
 
     Example:
@@ -67,7 +67,7 @@ class Predictor:
         return output[:, 0] if self.classes is None else _with_temperature(output, self.temperature)
 
     def half_width(self, coverage: float = COVERAGE) -> float:
-        """Half of the interval of a number: so many held-out cases have a smaller error; infinite if too few are known."""
+        """Half of the interval of a number: so many held-out cases have a smaller error; infinite with few."""
         rank = int(np.ceil((len(self.residuals) + 1) * coverage))
         return float(self.residuals[rank - 1]) if rank <= len(self.residuals) else float("inf")
 
@@ -78,7 +78,7 @@ class Predictor:
         return np.asarray((1 + as_far) / (1 + len(self.reference)))
 
     def is_unlike(self, codes: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each case ``[N]`` is farther from the labelled cases' mean than 99 % of them: do not trust its label."""
+        """Whether each case ``[N]`` is farther from the mean of the labelled cases than 99 % of them."""
         return self.p_values(codes) <= max(_UNLIKE, 1 / (1 + len(self.reference)))
 
     def is_labelled(self, codes: ArrayLike) -> NDArray[np.bool_]:
@@ -92,13 +92,11 @@ class Predictor:
         return checked_codes(codes, self.weight.shape[1], num_least=0).astype(np.float64)
 
 
-def fit_predictor(
-    features: Mapping[str, ArrayLike], target: Target, patients: ArrayLike, seed: int = 0
-) -> Predictor:
+def fit_predictor(features: Mapping[str, ArrayLike], target: Target, patients: ArrayLike, seed: int = 0) -> Predictor:
     """Fit a predictor to the labelled cases of a target, with the features that predict held-out patients best.
 
     Features and regularisation are chosen by inner cross-validation over patients. The scores are those of this whole
-    procedure, in an outer cross-validation, and so are the temperature and the errors of numbers.
+    procedure, in an outer cross-validation. The temperature and the errors of numbers are those of the final choice.
 
     Args:
         features: ``[N, D]`` by name, of the cases to which the target's rows refer.
@@ -115,17 +113,17 @@ def fit_predictor(
     if not folds:
         raise ConfigError(f"target '{target.name}': has too few patients; label at least two of each class")
     chosen = [_fit(sets, target, groups, train, seed) for train, _ in folds]
-    held_out = held_out_predictions(
-        [probe for _, probe in chosen], [sets[name] for name, _ in chosen], target, folds
-    )
+    held_out = held_out_predictions([probe for _, probe in chosen], [sets[name] for name, _ in chosen], target, folds)
     name, probe = _fit(sets, target, groups, np.arange(len(groups)), seed)
-    statistics = LatentStatistics.of(sets[name])
-    weight, intercept = _linear(probe)
+    fixed = ProbeModel(seed=seed, standardise=False, regularisation=probe.regularisation)
+    of_final = predict_held_out([sets[name]] * len(folds), target, groups, folds, fixed).predicted
     temperature, residuals = 1.0, np.empty(0)
     if target.classes is None:
-        residuals = np.sort(np.abs(held_out.predicted - target.values))
+        residuals = np.sort(np.abs(of_final - target.values))
     else:
-        temperature = _fitted_temperature(held_out.predicted, target.values)
+        temperature = _fitted_temperature(of_final, target.values)
+    statistics = LatentStatistics.of(sets[name])
+    weight, intercept = _linear(probe)
     return Predictor(
         target.name,
         target.classes,
@@ -195,7 +193,9 @@ def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], 
     scores: dict[str, Any] = {"num_cases": len(groups), "num_patients": len(np.unique(groups)), "num_folds": num_folds}
     if target.classes is None:
         errors = np.abs(held_out.predicted - target.values)
-        covered = [errors[test] <= np.quantile(errors[other], COVERAGE) for test, other in zip(tests, others, strict=True)]
+        covered = [
+            errors[test] <= np.quantile(errors[other], COVERAGE) for test, other in zip(tests, others, strict=True)
+        ]
         scores["coverage"] = float(np.concatenate(covered).mean())
     else:
         calibrated = np.empty_like(held_out.predicted)
@@ -207,7 +207,14 @@ def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], 
     measured: ClassScores | NumberScores = held_out.scores()
     score, low, high = with_interval(measured, groups, seed, num_folds)
     values = dict(zip(measured.metrics, map(plain, measured(np.ones(len(groups)))), strict=True))
-    return {**scores, **values, "metric": measured.metrics[0], "score": plain(score), "low": plain(low), "high": plain(high)}
+    return {
+        **scores,
+        **values,
+        "metric": measured.metrics[0],
+        "score": plain(score),
+        "low": plain(low),
+        "high": plain(high),
+    }
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -225,7 +232,13 @@ def write_predictors(path: Path, predictors: Sequence[Predictor], model: str, pr
         tensors |= {f"{number}/{name}": np.ascontiguousarray(value, np.float64) for name, value in values.items()}
         plain_values = ("target", "classes", "features", "temperature", "scores")
         entries.append({name: getattr(each, name) for name in plain_values})
-    content = {"format": FORMAT, "version": VERSION, "model": model, "preprocessing": preprocessing, "predictors": entries}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model,
+        "preprocessing": preprocessing,
+        "predictors": entries,
+    }
     save_file(tensors, path, {"predictors": json.dumps(content)})
 
 
