@@ -402,8 +402,6 @@ class DiffusionSchedule(Scheduler):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """One step from level ``t`` to its neighbor below (``side`` 0) or above (1)."""
-        if t not in self._neighbors:
-            raise ConfigError(f"timestep {t} is not one of the levels that set_timesteps chose")
         batch = torch.full((x_t.shape[0],), t, device=x_t.device)
         x0, eps = self.to_x0_eps(output, x_t, batch, self.clip_range)
         return self.ddim_step(x0, eps, t, self._neighbors[t][side], eta, generator), x0

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import ConfigError, MachineError, ScanError, check_installed
-from monai_diffae.latents.statistics import Floats, checked_codes
+from monai_diffae.latents.statistics import Floats, float64_codes
 from monai_diffae.policies import PathLike, Range
 
 IMAGES_AT_ONCE = 64
@@ -228,7 +228,7 @@ def _covered(samples: Floats, others: Floats, k: int) -> Floats:
 
 def _checked(a: ArrayLike, b: ArrayLike, num_least: int) -> tuple[Floats, Floats]:
     try:
-        x = checked_codes(a, num_least=num_least).astype(np.float64)
-        return x, checked_codes(b, x.shape[1], num_least=num_least).astype(np.float64)
+        x = float64_codes(a, num_least=num_least)
+        return x, float64_codes(b, x.shape[1], num_least=num_least)
     except ConfigError as error:
         raise ConfigError(str(error).replace("z_sem:", "features:")) from error

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks.blocks import check_context
 
 
 class CrossAttentionUNet(nn.Module):
@@ -71,8 +69,6 @@ class CrossAttentionUNet(nn.Module):
         Returns:
             (B, C, *S), in the dtype of ``x`` (also under autocast).
         """
-        if not torch.jit.is_scripting():
-            check_context(context, x.shape[0], self.z_channels)
         tokens = context.reshape(context.shape[0], self.num_tokens, -1)
         output: Tensor = self.network(x, timesteps, context=tokens)
         return output.to(x.dtype)

@@ -6,7 +6,8 @@ errors. Files are read without running any code that they may contain.
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -221,7 +222,7 @@ def load_official(
         ...
         monai_diffae.errors.ConfigError: these are not the weights of an official Diff-AE: input_blocks.0.0.weight ...
     """
-    weights, own = read_checkpoint(source) if isinstance(source, (str, Path)) else (source, {})
+    weights, own = read_checkpoint(source)
     with named_after(source):
         settings, _ = official_settings(own, hyper_parameters)
         which, model = select_model(weights)
@@ -234,21 +235,23 @@ def load_official(
 def _network(weights: StateDict, settings: OfficialSettings) -> DiffusionAutoencoder:
     if "layers.0.linear.weight" in weights or not weights:
         raise ConfigError("there is no autoencoder in it; choose its checkpoint, not that of a latent DDIM alone")
-    try:
+    with derived_from_shapes("Diff-AE"), torch.device("meta"):  # no random numbers, which would be replaced at once
         config = infer_config(weights, settings.net_enc_num_res_blocks)
-        with torch.device("meta"):  # without random numbers, which would be replaced at once
-            network = build_autoencoder(**config, num_heads=settings.net_beatgans_attn_head)
-    except ConfigError:
-        raise
-    except (ValueError, IndexError, ArithmeticError, KeyError) as error:  # the layout is derived from shapes
-        raise ConfigError(f"these are not the weights of an official Diff-AE: {lack(error)}") from error
+        network = build_autoencoder(**config, num_heads=settings.net_beatgans_attn_head)
     network.load_state_dict(fitted(weights, our_name, network.state_dict()), assign=True)
     return network.eval()
 
 
-def lack(error: Exception) -> str:
-    """What weights lack from which a layout could not be derived."""
-    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a tensor lacks axes, or is empty"
+@contextmanager
+def derived_from_shapes(model: str) -> Iterator[None]:
+    """Say what weights lack from which a layout cannot be derived."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, IndexError, ArithmeticError, KeyError) as error:
+        lack = f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a tensor lacks axes, or is empty"
+        raise ConfigError(f"these are not the weights of an official {model}: {lack}") from error
 
 
 def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, Tensor]]:

@@ -253,7 +253,7 @@ class FirstHour:
         if edited:
             grades = {"embeddings": data.embeddings, "out": self.out / "grades.csv", "direction": edited[0]}
             yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
-        if data.result("embeddings") is not None:
+        if data.is_embedded:
             split = page_data.held_out_split(data.table)
             unusual = {**opened, "out": self.out / "anomaly", "split": split, "limit": 8}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
