@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from monai_diffae.diffusion.steps import Evaluation, Predictor, StepCallback, integrate, interpolated_step
+from monai_diffae.errors import ConfigError
 
 MEMORY = 4
 """How many of the latest evaluations the next guess is computed from."""
@@ -94,6 +95,9 @@ def implicit_inversion(
         order: order of the steps; see :attr:`~monai_diffae.diffusion.solvers.SolverFacts.inversion_order`.
         callback: called after each step.
 
+    Raises:
+        ConfigError: the levels do not rise.
+
     Example:
         >>> from monai_diffae.diffusion import DiffusionSchedule
         >>> schedule = DiffusionSchedule(prediction="eps")
@@ -104,6 +108,8 @@ def implicit_inversion(
     """
     steps = len(levels) - 1
     num_evaluations = steps if num_evaluations is None else num_evaluations
+    if any(t >= t_next for t, t_next in pairwise(levels)):
+        raise ConfigError("implicit_inversion needs rising levels, from x0 up")
     schedule, parameterisation = predict.schedule, predict.schedule.natural_parameterisation
     below: list[Evaluation] = []  # at the levels reached so far, the nearest first
     counts = iter([num_evaluations // steps + (i < num_evaluations % steps) for i in range(steps)])

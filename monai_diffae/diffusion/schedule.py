@@ -142,7 +142,7 @@ class DiffusionSchedule(Scheduler):
         check_choice("loss_weighting", loss_weighting, LossWeighting)
         check_choice("spacing", spacing, SPACINGS)
         self.clip_range = _checked_range(clip_range)
-        if not (isinstance(timestep_shift, (int, float)) and 0 < timestep_shift < float("inf")):
+        if not 0 < timestep_shift < float("inf"):
             raise ConfigError(f"timestep_shift is {quoted(timestep_shift)}; it must be a number above 0, 1 for none")
         known = [] if is_flow else list(inspect.signature(NoiseSchedules[schedule]).parameters)[1:]
         unknown = [name for name in schedule_args if name not in known]
@@ -434,10 +434,7 @@ class DiffusionSchedule(Scheduler):
 def _checked_range(clip_range: Range | list[float] | None) -> Range | None:
     if clip_range is None:
         return None
-    try:
-        low, high = (float(value) for value in clip_range)
-    except (TypeError, ValueError):
-        low, high = 0.0, 0.0
+    low, high = map(float, clip_range)
     if not low < high:
         raise ConfigError(f"clip_range is {quoted(clip_range)}; it must be the least and the greatest value, or null")
     return low, high

@@ -309,13 +309,18 @@ class DiffusionAutoencoderInferer(Inferer):
             callback: called after each step of inversion and of decoding.
 
         Raises:
-            ConfigError: the mode is unknown.
+            ConfigError: the mode is unknown, x_T has the wrong shape, or x_T is given in mode ``x_T``.
         """
         check_choice("mode", mode, ReconstructionMode)
         if mode == "x_T":
+            if x_T is not None:
+                raise ConfigError("x_T was given, but mode 'x_T' inverts each image's own; use mode 'z_sem', or decode")
             return self.round_trip(images, network, callback=callback)[1]
+        shape = (images.shape[0], *self.x_T_shape(images.shape[1:]))
         if x_T is None:
-            x_T = torch.randn(images.shape[0], *self.x_T_shape(images.shape[1:]), device=images.device)
+            x_T = torch.randn(shape, device=images.device)
+        if x_T.shape != shape:
+            raise ConfigError(f"x_T has the shape {tuple(x_T.shape)}; with these images it must be {shape}")
         return self.decode(self.encode(images, network), network, x_T, callback)
 
     def x_T_shape(self, image_shape: Sequence[int]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.probing.nested import held_out_predictions
 from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, grouped_folds, regularisations
 from monai_diffae.latents.probing.scores import bootstrapped_mean, difference_interval, with_interval
-from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes, float64_codes
+from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, float64_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
 from monai_diffae.policies import check_choice
 
@@ -110,8 +110,8 @@ class Direction:
 
     def distance(self, z: ArrayLike) -> Floats:
         """The signed distance ``[N]`` of cases ``[N, D]``, which are not normalised, in normalised z_sem."""
-        codes = checked_codes(z, self.statistics.z_channels, num_least=0)
-        return self.statistics.normalise(codes.astype(np.float64)) @ self.weight + self.intercept
+        codes = float64_codes(z, self.statistics.z_channels, num_least=0)
+        return self.statistics.normalise(codes) @ self.weight + self.intercept
 
     def predict(self, z: ArrayLike) -> Floats:
         """The probability ``[N]`` of the positive class, or the value, of cases ``[N, D]``, which are not normalised.

@@ -107,14 +107,10 @@ def infer_latent_config(weights: StateDict) -> dict[str, Any]:
         "hidden_channels": hidden,
         "num_layers": len(numbers),
         "time_channels": time_channels,
-        "skip_layers": [i for i in numbers if _has_skip(weights, i, hidden, z_channels)],
+        "skip_layers": [
+            i for i in numbers if weights[f"layers.{i}.linear.weight"].shape[1] > (hidden if i else z_channels)
+        ],
     }
-
-
-def _has_skip(weights: StateDict, layer: int, hidden: int, z_channels: int) -> bool:
-    width = weights[f"layers.{layer}.linear.weight"].shape[1]
-    plain = hidden if layer > 0 else z_channels
-    return width > plain
 
 
 def _layer_numbers(weights: StateDict) -> list[int]:

@@ -272,7 +272,10 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
     misfits = []
     for name, tensor in weights.items():
         key = rename(name)
-        if key in ours or key not in own or not _fits(tensor, own[key].shape):
+        is_plain = tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
+        # also with further axes of length 1: convolutions of size 1 are linear layers
+        fits = key in own and tensor.shape == own[key].shape + (1,) * (tensor.ndim - own[key].ndim)
+        if key in ours or not (is_plain and fits):
             misfits.append(name)
             continue
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -290,12 +293,6 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
         reasons = "; ".join(f"{few} {wrong}" for few, wrong in lists if few)
         raise ConfigError(f"these weights do not fit the network that their shapes describe: {reasons}")
     return ours
-
-
-def _fits(tensor: Tensor, shape: torch.Size) -> bool:
-    """Whether a tensor has a shape, also with further axes of length 1: convolutions of size 1 are linear layers."""
-    is_plain = tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
-    return is_plain and tensor.shape == shape + (1,) * (tensor.ndim - len(shape))
 
 
 def _few(names: Iterable[str]) -> str:
