@@ -149,12 +149,16 @@ class Session:
 
     def open_cache(self, process: int = 0) -> ScanCache | None:
         """The preprocessed scans in ``cache_dir``, if it is given."""
-        if self.reading.cache_dir is None:
-            return None
-        if not self.reading.cache_dir.exists():
-            logger.warning("cache_dir: %s is new; all scans are read and kept there", self.reading.cache_dir.name)
-        made_from = made_by_preprocessing(self.trained.config)
-        return ScanCache(self.reading.cache_dir, made_from, self._item_keys, process=process)
+        folder, made_from = self._cache
+        return None if folder is None else ScanCache(folder, made_from, self._item_keys, process=process)
+
+    @property
+    def _cache(self) -> tuple[Path | None, dict[str, Any]]:
+        """The folder of preprocessed scans, if it is given, and what these are made from besides the scans."""
+        folder = self.reading.cache_dir
+        if folder is not None and not folder.exists():
+            logger.warning("cache_dir: %s is new; all scans are read and kept there", folder.name)
+        return folder, made_by_preprocessing(self.trained.config)
 
     @property
     def encoder_sees_decoded_images(self) -> bool:
@@ -243,12 +247,12 @@ class Session:
         With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
         """
         (usable, unwritable), listed = _writable(cases, dicom), [] if named else self.cohort.failures
-        cache_dir = self.reading.cache_dir
+        folder, made_from = self._cache
         dataset = CachedCases(
             [case.item() for case in usable],
             self.trained.preprocessing,
-            cache_dir=cache_dir or out,
-            made_from=cache_dir and made_by_preprocessing(self.trained.config),
+            cache_dir=folder or out,
+            made_from=None if folder is None else made_from,
             num_workers=self.reading.workers_for(len(cases)),
             keys=self._item_keys,
         )

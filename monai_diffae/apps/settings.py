@@ -258,6 +258,16 @@ class Planning:
     overrides: Overrides = field(default_factory=dict)
     """Values for keys of the bundle's configuration, e.g. ``max_epochs=20 inferer#solver=unipc``."""
 
+    def values(self) -> dict[str, Any]:
+        """The values that replace those of the configuration, by their ids; ``overrides`` win over the others."""
+        return {
+            **({"device": self.device} if self.device else {}),
+            **{f"columns#{word}": name for word, name in self.columns.items()},
+            **({"sequences": list(self.sequences)} if self.sequences else {}),
+            **colour_values(self.colour),
+            **self.overrides,
+        }
+
     def with_keys(self: PlanningOrTraining, keys: Mapping[str, Any]) -> PlanningOrTraining:
         """These decisions with further overrides, which were given as options: ``--max_epochs 20``."""
         overrides = dict(self.overrides)
@@ -287,6 +297,12 @@ class Training(Planning):
     """Start from the first step, and replace the existing model."""
     strict: bool = False
     """End with exit code 3 if any case cannot be used; by default only if more than 10 % of them cannot."""
+
+    def values(self) -> dict[str, Any]:
+        """The values that replace those of the configuration, by their ids; ``overrides`` win over the others."""
+        named = {key: getattr(self, key) for key in ("seed", "batch_size", "workers", "uneven")}
+        named["overwrite"] = self.overwrite or None
+        return {key: value for key, value in named.items() if value is not None} | super().values()
 
 
 @Parameter(name="*", group=Group("Encoder", sort_key=1))

@@ -17,7 +17,7 @@ from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import Case
 from monai_diffae.data.embeddings import has_sampled_rows, read_metadata
-from monai_diffae.data.fingerprints import file_checksum, json_digest
+from monai_diffae.data.fingerprints import differing_keys, file_checksum, json_digest
 from monai_diffae.data.scan_states import scan_contents, scan_states
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
@@ -37,13 +37,7 @@ def preprocessing_differences(table: pd.DataFrame | PathLike, config: Mapping[st
     """The keys in which a bundle's preprocessing differs from the one a table, or its file, was made with."""
     metadata = read_metadata(table) if isinstance(table, (str, os.PathLike)) else table.attrs.get("monai_diffae", {})
     recorded = metadata.get("preprocessing")
-    return [] if recorded is None else differences(recorded, preprocessing_config(config))
-
-
-def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """The keys in which two configurations differ as JSON."""
-    first, second = (json.loads(json.dumps(each)) for each in (first, second))
-    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+    return [] if recorded is None else differing_keys(recorded, preprocessing_config(config))
 
 
 def recorded_preprocessing(table: pd.DataFrame) -> str | None:

@@ -18,7 +18,6 @@ from monai_diffae.bundle.config import (
     SEPARATOR,
     is_formula,
     model_config,
-    preprocessing_checksum,
     preprocessing_config,
     references,
 )
@@ -140,9 +139,10 @@ def versions() -> dict[str, str]:
     return {name: version(name.replace("_", "-")) for name in ("monai_diffae", "monai", "torch")}
 
 
-def made_by_preprocessing(config: Mapping[str, Any]) -> dict[str, str]:
+def made_by_preprocessing(config: Mapping[str, Any]) -> dict[str, Any]:
     """What preprocessed images depend on besides the scans, by a model's description."""
-    return {"preprocessing": preprocessing_checksum(preprocessing_config(config)), **versions()}
+    made_from: dict[str, Any] = {**preprocessing_config(config), **versions()}
+    return dict(json.loads(json.dumps(made_from), parse_int=float))  # 1 and 1.0 are the same value
 
 
 def evaluated(parser: ConfigParser, value: Any, id: str) -> Any:

@@ -51,6 +51,7 @@ _KINDS = {
 }
 _DAMAGED = "is damaged or not complete; copy it again, or train again"
 _WORD = re.compile(r"[@\w.+*#:()-]{0,100}", re.ASCII)
+_NAMES = ("sequences", "encoder_sequences")  # lists of names that datasets choose, such as "T1 pre-contrast"
 _KEY = re.compile(r"[A-Za-z]\w{0,59}", re.ASCII)
 SECTIONS = ("data", "figures", "recipe", "versions")  # of a description: nothing of them is built
 _DEEPEST, _LARGEST, _MOST = 40, 2**53, 20_000
@@ -258,7 +259,8 @@ def _not_plain(value: Any, id: str, depth: int = 0) -> Iterator[str]:
         for number, item in enumerate(value):
             yield from _not_plain(item, f"{id}#{number}", depth + 1)
     elif isinstance(value, str):
-        if not _WORD.fullmatch(value) or references(value) & set(SECTIONS):  # of which nothing may be built
+        word = value.replace(" ", "") if id.partition("#")[0] in _NAMES else value
+        if not _WORD.fullmatch(word) or references(value) & set(SECTIONS):  # of which nothing may be built
             yield f"{id}: is {quoted(value)}"
     elif isinstance(value, int | float):
         if not (abs(value) <= _LARGEST if isinstance(value, int) else math.isfinite(value)):

@@ -30,10 +30,18 @@ from monai_diffae.bundle.config import (
     check_required_values,
     is_formula,
     model_config,
+    references,
     sequence_values,
     without_effect,
 )
-from monai_diffae.bundle.description import describe, describe_training, made_by_preprocessing, versions, write_values
+from monai_diffae.bundle.description import (
+    describe,
+    describe_training,
+    evaluated,
+    made_by_preprocessing,
+    versions,
+    write_values,
+)
 from monai_diffae.bundle.first_stages import PREPARATION
 from monai_diffae.bundle.folders import complete_bundle
 from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS, MONAI_MODEL, TRAIN
@@ -62,6 +70,7 @@ _EXTENDED = (
     "augmentation#transforms",
     "training",
 )
+_PREPROCESSINGS = "train#preprocessing", "validate#preprocessing"
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
 _FITTED, _LEAST_SSIM = 8, 0.8  # images on which a first stage is measured, and the SSIM of usable reconstructions
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
@@ -285,9 +294,14 @@ def fit_first_stage(first_stage: FirstStage) -> None:
         )
 
 
-def describe_preprocessing() -> dict[str, str]:
+def describe_preprocessing() -> dict[str, Any]:
     """What the images depend on, besides the scans, that the running configuration's preprocessing makes."""
-    return made_by_preprocessing(describe(running_parser(), ("preprocessing",)))
+    parser = running_parser()
+    described = made_by_preprocessing(describe(parser, ("preprocessing",)))
+    own = {id: parser.get(id) for id in _PREPROCESSINGS if parser.get(id) != "@preprocessing"}
+    roots = tuple(references(own))
+    used = model_config(describe(parser, roots), roots)
+    return {**described, **used, **{id: evaluated(parser, value, id) for id, value in own.items()}}
 
 
 def describe_latent(z_channels: int, autoencoder_sha256: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from monai_diffae.data.fingerprints import digest
+from monai_diffae.data.fingerprints import differing_keys, digest
 from monai_diffae.errors import BusyError, ConfigError, MachineError
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
@@ -240,7 +240,10 @@ class PartFolder:
             return None
 
     def _refused(self) -> ConfigError:
-        return ConfigError(f"{self.folder.name}: holds {self.content}; use the same again, or delete it")
+        kept, own = ((key or {}).get("made_from") for key in (self._recorded_key(), self._key))
+        differ = differing_keys(kept, own) if isinstance(kept, dict) and isinstance(own, dict) else []
+        values = f" (other values of {', '.join(differ)})" if differ else ""
+        return ConfigError(f"{self.folder.name}: holds {self.content}{values}; use the same again, or delete it")
 
     def _damaged(self, part: Path) -> MachineError:
         return MachineError(f"{self.folder.name}/{part.name}: cannot be read; delete it and run again")

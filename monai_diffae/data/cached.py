@@ -6,7 +6,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch.utils.data import Dataset
 
 from monai_diffae.data.atomic import PartFolder, check_space, scratch_folder
@@ -64,7 +64,7 @@ class ScanCache(PartFolder):
 
     Args:
         folder: the folder, which the first part creates.
-        made_from: everything that the images depend on besides the scans, as values for JSON.
+        made_from: everything that the images depend on besides the scans, as values for JSON by their names.
         keys: the names of the images.
         process: number of this process, for the names of its parts.
         replace: delete images that were made from something else; if not, they are refused.
@@ -79,9 +79,9 @@ class ScanCache(PartFolder):
         >>> from monai_diffae.data.scan_states import item_states
         >>> read = lambda item: {"image": np.full((1, 2, 2), item["image"], np.float32)}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     cache, items = ScanCache(Path(folder), "as they are"), [{"image": 3, "id": "a"}]
+        ...     cache, items = ScanCache(Path(folder), {}), [{"image": 3, "id": "a"}]
         ...     _ = list(cache.stream(items, item_states(items), read))
-        ...     ScanCache(Path(folder), "as they are").images(item_states(items)[0])["image"].mean()
+        ...     ScanCache(Path(folder), {}).images(item_states(items)[0])["image"].mean()
         np.float32(3.0)
     """
 
@@ -91,14 +91,14 @@ class ScanCache(PartFolder):
     def __init__(
         self,
         folder: Path,
-        made_from: Any,
+        made_from: Mapping[str, Any],
         keys: Sequence[str] = ("image",),
         *,
         process: int = 0,
         replace: bool = False,
         save_every_s: float = 10.0,
     ) -> None:
-        super().__init__(folder, [made_from, sorted(keys)], process=process, replace=replace)
+        super().__init__(folder, {**made_from, "images": sorted(keys)}, process=process, replace=replace)
         self.keys, self.save_every_s = keys, save_every_s
         self._rows: dict[str, _Row] = {}  # by the state of a scan
         self._read: set[str] = set()  # names of parts
@@ -209,7 +209,8 @@ class ScanCache(PartFolder):
                 rows[state] = content, reason, {name: zlib.crc32(image.data) for name, image in images.items()}
                 tensors |= {f"{state}/{name}": image for name, image in images.items()}
             metadata = {"scans": json.dumps(rows), "made_from": json_digest(self._key)}
-            name = self._add_part(lambda path: save_file(tensors, path, metadata))
+            content = save(tensors, metadata)  # save_file writes files that only this user can read
+            name = self._add_part(lambda path: path.write_bytes(content))
             self._read_part(self.folder / name)
             self._unsaved.clear()
         self._unsaved_bytes = 0
@@ -268,7 +269,7 @@ def is_own_cache(folder: PathLike, output_dir: PathLike | None) -> bool:
 def remove_cache(folder: PathLike, output_dir: PathLike) -> None:
     """Delete the :class:`ScanCache` of a run that is complete, see :func:`is_own_cache`, and no other files."""
     if is_own_cache(folder, output_dir):
-        ScanCache(Path(folder), "nothing", replace=True)
+        ScanCache(Path(folder), {}, replace=True)
 
 
 # -- the dataset of trainings and commands -----------------------------------------------------------------------------
@@ -303,7 +304,8 @@ class CachedCases(Dataset[Item]):
     #: with ``made_from``: folder of a :class:`~monai_diffae.data.cached.ScanCache`, which is kept; without: where a
     #: folder is made that is deleted at the end, by default among the system's temporary files
     cache_dir: PathLike | None = None
-    made_from: Any = None  #: what the images in ``cache_dir`` depend on besides the scans, as values for JSON
+    #: what the images in ``cache_dir`` depend on besides the scans, as values for JSON by their names
+    made_from: Mapping[str, Any] | None = None
     output_dir: PathLike | None = None  #: its ``cache`` is the run's own: one of another preprocessing is replaced
     num_workers: int | None = 0  #: processes that preprocess; 0 or None preprocesses in this process
     rank: int = 0  #: number of this process among those that share the reading
@@ -343,8 +345,7 @@ class CachedCases(Dataset[Item]):
         cache, told = self._fill(states, skipped)
         if self.world_size > 1:
             cache.wait_for(states)
-            if torch.distributed.is_initialized():
-                torch.distributed.barrier()  # another process may have tried failed scans again
+            self._wait_for_others()  # another process may have tried failed scans again
             cache.refresh()
         items: list[Item] = []
         shapes: dict[str, tuple[int, ...]] = {}
@@ -406,13 +407,18 @@ class CachedCases(Dataset[Item]):
         return "reading and preprocessing"
 
     @property
-    def _made_from(self) -> Any:
+    def _made_from(self) -> Mapping[str, Any]:
         """What the images that are kept depend on besides the scans."""
-        return self.made_from
+        return self.made_from or {}
 
     def _finished(self, arrays: Arrays) -> Arrays:
         """What this process does with the images of a scan before they are kept."""
         return arrays
+
+    def _wait_for_others(self) -> None:
+        """Wait until all processes of ``torchrun``, if there are several, are here."""
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.barrier()
 
     def _fill(self, states: Sequence[str], skipped: SkippedCases) -> tuple[ScanCache, dict[int, Failure]]:
         """Read this process's share of the scans that the cache lacks; also those that failed, by their position."""
@@ -420,8 +426,12 @@ class CachedCases(Dataset[Item]):
             folder = scratch_folder(self, self.cache_dir)
         else:
             folder = Path(self.cache_dir)
-        is_own = is_own_cache(folder, self.output_dir)
-        cache = ScanCache(folder, self._made_from, self.keys, process=self.rank, replace=is_own)
+        if self.rank:
+            self._wait_for_others()  # the first process may replace the images
+        is_replaced = is_own_cache(folder, self.output_dir) and self.rank == 0
+        cache = ScanCache(folder, self._made_from, self.keys, process=self.rank, replace=is_replaced)
+        if self.rank == 0:
+            self._wait_for_others()
         first, stop = (len(self.data) * number // self.world_size for number in (self.rank, self.rank + 1))
         todo = [position for position in range(first, stop) if not cache.is_usable(states[position])]
         items, missing = [self.data[position] for position in todo], [states[position] for position in todo]

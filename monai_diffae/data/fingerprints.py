@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,12 @@ def digest(*parts: str | bytes | memoryview | NDArray[Any]) -> str:
 def json_digest(value: Any) -> str:
     """SHA-256 of plain values, as JSON with sorted keys; other values count as their text."""
     return digest(json.dumps(value, sort_keys=True, default=str))
+
+
+def differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """The keys in which two mappings differ as JSON, sorted."""
+    first, second = (json.loads(json.dumps(each)) for each in (first, second))
+    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 
 
 def file_checksum(path: PathLike) -> str:

@@ -1,5 +1,6 @@
 """A dataset whose items are the latents of a first stage, which encodes every image once."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,11 +44,11 @@ class LatentCases(CachedCases):
         return super()._task if self.first_stage is None else "reading, preprocessing and encoding"
 
     @property
-    def _made_from(self) -> Any:
+    def _made_from(self) -> Mapping[str, Any]:
         if self.first_stage is None:
-            return self.made_from
+            return super()._made_from
         weights = self.first_stage.state_dict().values()  # the scale of its latents included
-        return [self.made_from, digest(*(value.cpu().contiguous().numpy() for value in weights))]
+        return {**super()._made_from, "first_stage": digest(*(value.cpu().contiguous().numpy() for value in weights))}
 
     def _finished(self, arrays: Arrays) -> Arrays:
         """The latents (C', *S / f) of images (C, *S)."""

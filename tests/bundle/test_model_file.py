@@ -147,6 +147,9 @@ def test_what_a_file_cannot_hold_is_named_when_it_is_written(tmp_path):
     ):  # fmt: skip
         assert complaint(write_model, tmp_path / "m", "autoencoder", TENSORS, description).startswith(message)
     assert list(tmp_path.iterdir()) == []
+    names = ["T1 pre-contrast", "FLAIR"]
+    file = write_model(tmp_path / "m", "autoencoder", TENSORS, {"sequences": names})
+    assert read_description(file)["sequences"] == names
 
 
 def test_weights_that_cannot_be_used_are_one_line(bundle, tmp_path):

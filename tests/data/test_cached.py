@@ -141,8 +141,8 @@ def scans(tmp_path):
     return cohort(tmp_path / "scans", bad=(1,))
 
 
-def kept(tmp_path, items, transform=TRANSFORM, made_from="a", **settings):
-    return CachedCases(items, transform, cache_dir=tmp_path / "cache", made_from=made_from, **settings)
+def kept(tmp_path, items, transform=TRANSFORM, size=1, **settings):
+    return CachedCases(items, transform, cache_dir=tmp_path / "cache", made_from={"size": size}, **settings)
 
 
 def test_a_kept_scan_is_not_read_again_unless_it_changes(tmp_path, scans):
@@ -183,7 +183,7 @@ def test_a_killed_process_loses_only_what_it_had_not_saved(tmp_path, scans):
     states, ends = item_states(items), [-signal.SIGKILL]
 
     def read_until_killed():
-        cache = ScanCache(folder, "a", save_every_s=0)
+        cache = ScanCache(folder, {}, save_every_s=0)
         known = [cache.is_usable(state) for state in states]
         for is_known, _ in zip(known, cache.stream(items, states, TRANSFORM), strict=True):
             if not is_known:
@@ -195,15 +195,15 @@ def test_a_killed_process_loses_only_what_it_had_not_saved(tmp_path, scans):
         process.join()
         ends.append(process.exitcode)
     assert ends[1:] == [-signal.SIGKILL] * 5 + [0]
-    cache = ScanCache(folder, "a")
+    cache = ScanCache(folder, {})
     for item, state in zip(items, states, strict=True):
         assert (cache.images(state)["image"] == TRANSFORM(item)["image"].numpy()).all()
 
 
 def test_a_run_replaces_and_removes_its_own_cache_only(tmp_path, scans):
     folder, shared = tmp_path / "cache", tmp_path / "results"
-    for made_from in "ab":
-        assert len(kept(tmp_path, scans, made_from=made_from, output_dir=tmp_path)) == 5
+    for size in (1, 2):
+        assert len(kept(tmp_path, scans, size=size, output_dir=tmp_path)) == 5
     with pytest.raises(ConfigError, match="^cache: holds scans that were preprocessed otherwise"):
         kept(tmp_path, scans, output_dir=shared).prepare()
     (folder / "mine").touch()
@@ -215,11 +215,11 @@ def test_a_run_replaces_and_removes_its_own_cache_only(tmp_path, scans):
 
 def test_two_preprocessings_that_begin_at_once_are_told_apart(tmp_path, scans):
     states = item_states(scans)
-    caches = [ScanCache(tmp_path / "cache", key) for key in "ab"]
+    caches = [ScanCache(tmp_path / "cache", {"size": size}) for size in (1, 2)]
     for cache in caches:
         [*cache.stream(scans, states, TRANSFORM)]
     with pytest.raises(ConfigError, match="^cache: holds scans that were preprocessed otherwise"):
-        ScanCache(tmp_path / "cache", "a")
+        ScanCache(tmp_path / "cache", {})
 
 
 def test_an_image_counts_more_than_a_failure_of_another_process(tmp_path, scans):
@@ -227,10 +227,10 @@ def test_an_image_counts_more_than_a_failure_of_another_process(tmp_path, scans)
         raise ScanError("network")
 
     states = item_states(scans[:1])
-    caches = [ScanCache(tmp_path / "cache", "a") for _ in "ab"]
+    caches = [ScanCache(tmp_path / "cache", {}) for _ in "ab"]
     for cache, transform in zip(caches, (TRANSFORM, fail), strict=True):
         [*cache.stream(scans[:1], states, transform)]
-    assert ScanCache(tmp_path / "cache", "a").is_usable(states[0])
+    assert ScanCache(tmp_path / "cache", {}).is_usable(states[0])
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "flip"])

@@ -98,7 +98,7 @@ def first_stage():
 
 def dataset(first_stage, folder, numbers=(1, 2, 3)):
     items = [{"image": number, "id": f"case-{number}"} for number in numbers]
-    settings = {"cache_dir": folder / "cache", "made_from": "a", "output_dir": folder}
+    settings = {"cache_dir": folder / "cache", "made_from": {}, "output_dir": folder}
     return LatentCases(data=items, transform=read, first_stage=first_stage, **settings)
 
 

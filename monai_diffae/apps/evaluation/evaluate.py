@@ -25,7 +25,7 @@ from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.atomic import write_csv, write_json
 from monai_diffae.data.cases import Case, safe_id, spread_cases
-from monai_diffae.data.fingerprints import file_checksum
+from monai_diffae.data.fingerprints import differing_keys, file_checksum
 from monai_diffae.data.progress import progress
 from monai_diffae.diffusion.settings import DecoderName, SolverName
 from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_line
@@ -35,7 +35,6 @@ with on_first_use:
     import pandas as pd
 
     from monai_diffae.apps import session as sessions
-    from monai_diffae.apps import table_origin
     from monai_diffae.apps.evaluation import diagnosis, quality
     from monai_diffae.bundle import loading
 
@@ -392,7 +391,7 @@ class _Evaluation:
         first, *others = self.models
         names = {first.name}
         for other in others:
-            if differing := table_origin.differences(first.preprocessing, other.preprocessing):
+            if differing := differing_keys(first.preprocessing, other.preprocessing):
                 reason = f"the preprocessing differs from that of {first.name} in {', '.join(differing)}"
                 self._omit(other.name, "differences", reason)
             else:

@@ -11,15 +11,17 @@ from annotated_types import Ge
 from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result, failed_cases
-from monai_diffae.apps.settings import Key, Planning, Reading, colour_values, this_process
+from monai_diffae.apps.settings import Key, Planning, Reading, this_process
 from monai_diffae.apps.training.plan import read_training_config
 from monai_diffae.bundle.code import check_code
-from monai_diffae.bundle.config import build, check_rules
+from monai_diffae.bundle.config import build, check_image_size, check_rules, sequence_values
 from monai_diffae.data.progress import track, write_failures
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
+    import torch
+
     from monai_diffae.bundle import parser as parsing
     from monai_diffae.data import cached, cohort_split
 
@@ -74,18 +76,14 @@ def prepare(
         raise ConfigError(f"out: {out.name} holds other files than those of prepare; choose a new folder")
     parser = read_training_config(bundle, planning.overlays)
     check_code(planning.overrides, "overrides", places=False)
-    values = {
-        "bundle_root": str(bundle),
-        "dataset_dir": str(cohort),
-        "output_dir": str(out),
-        **({"device": planning.device} if planning.device else {}),
-        **{f"columns#{word}": name for word, name in planning.columns.items()},
-        **({"sequences": list(planning.sequences)} if planning.sequences else {}),
-        **colour_values(planning.colour),
-        **planning.overrides,
-    }
-    parsing.set_values(parser, values, "the configuration", "configs/train.json")
+    paths = {"bundle_root": str(bundle), "dataset_dir": str(cohort), "output_dir": str(out)}
+    parsing.set_values(parser, {**paths, **planning.values()}, "the configuration", "configs/train.json")
+    parser.update(sequence_values(parser.get("sequences", []), parser.get("encoder_sequences", [])))
     check_rules(parser.get())
+    first_stage = build(parser, "first_stage", torch.nn.Module) if "first_stage" in parser else None
+    with torch.device("meta"):
+        network = build(parser, "network_def", torch.nn.Module)
+    check_image_size(network, parser.get_parsed_content("image_size"), first_stage)
     split = build(parser, "cohort", cohort_split.SplitCohort)
     items = [case.item() for case in split.cases]
     dataset_values = {
@@ -108,8 +106,7 @@ def prepare(
     list_of_failures = out / "failures.csv"
     if process.rank == 0:
         write_failures(list_of_failures, failures)
-    training = {"overlays": planning.overlays, "columns": planning.columns, "overrides": planning.overrides}
-    line = command_line("train", {"bundle": bundle, "cohort": cohort, **training})
+    line = command_line("train", {"bundle": bundle, "cohort": cohort, **vars(planning)})
     return Result(
         out,
         {"num_cases": len(dataset), "num_failed": len(failures)},

@@ -16,7 +16,7 @@ from monai_diffae import engines
 from monai_diffae.apps.command import command, config_file, refuse_results_among_scans
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Key, Training, colour_values, this_process
+from monai_diffae.apps.settings import Key, Training, this_process
 from monai_diffae.bundle import layout
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names_with_weights
@@ -202,14 +202,14 @@ def run_training(
 ) -> ConfigWorkflow:
     """Run one of a bundle's training configurations; ``prepare`` is called with the run before it trains."""
     out = paths.get("output_dir")
-    chosen = {key: value for key, value in (values or {}).items() if value is not None}
+    named = {key: None if path is None else str(path) for key, path in paths.items()}
+    given = {key: value for key, value in {**(values or {}), **named}.items() if value is not None}
+    given |= training.values()
     if out is not None and not training.overwrite and _has_values(config, bundle, out):
-        _warn_of_other_values(config, bundle, out, {**chosen, **_values(paths, training)})
+        _warn_of_other_values(config, bundle, out, given)
         bundle = out
     file = config_file(bundle, config, training.overlays)
-    workflow = open_training(
-        file, training.overlays, {"bundle_root": str(bundle), **chosen, **_values(paths, training)}
-    )
+    workflow = open_training(file, training.overlays, {"bundle_root": str(bundle), **given})
     try:
         workflow.initialize()
         if prepare is not None:
@@ -277,24 +277,6 @@ def begin_from(folder: Path, start_from: Path) -> Path:
             f"{folder.name}: exists, and was not made from {start_from.name}; choose a new folder, or omit start_from"
         )
     return folder
-
-
-def _values(paths: Mapping[str, Path | None], training: Training) -> dict[str, Any]:
-    """The values that replace those of the configuration, by their ids; ``overrides`` win over the other arguments."""
-    named = {
-        **paths,
-        "seed": training.seed,
-        "device": training.device,
-        "batch_size": training.batch_size,
-        "workers": training.workers,
-        "uneven": training.uneven,
-        "overwrite": training.overwrite or None,
-    }
-    values = {key: str(value) if isinstance(value, Path) else value for key, value in named.items()}
-    columns = {f"columns#{word}": name for word, name in training.columns.items()}
-    given = {key: value for key, value in values.items() if value is not None}
-    sequences = {"sequences": list(training.sequences)} if training.sequences else {}
-    return {**given, **columns, **colour_values(training.colour), **sequences, **training.overrides}
 
 
 def _warn_of_other_values(config: str, bundle: Path, out: Path, given: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from monai_diffae.data.cases import TWINS, Case, Images, Label, label_names, marks_twins
 from monai_diffae.data.fingerprints import digest
@@ -141,21 +142,13 @@ def _thumbnail(array: Voxels) -> Thumbnail | None:
     planes = [array]
     if array.ndim == 4:
         planes = [np.take(array, size // 2, axis=1 + axis) for axis, size in enumerate(array.shape[1:])]
-    small = np.stack([_cell_means(_cell_means(plane.mean(axis=0, dtype=np.float64)).T).T for plane in planes])
+    grey = [Image.fromarray(plane.mean(axis=0, dtype=np.float64).astype(np.float32)) for plane in planes]
+    small = np.stack([np.asarray(each.resize((SIZE, SIZE), Image.Resampling.BOX)) for each in grey])
     low, high = float(small.min()), float(small.max())
     if not high > low:
         return None
     scaled: Thumbnail = ((small - low) / (high - low)).astype(np.float32)
     return scaled if np.std(scaled) > _FLAT else None
-
-
-def _cell_means(plane: Floats) -> Floats:
-    """The means of 32 cells of rows, which overlap by up to a row."""
-    length, cells = len(plane), np.arange(SIZE)
-    first, stop = cells * length // SIZE, -(-(cells + 1) * length // SIZE)
-    sums = np.concatenate([np.zeros((1, plane.shape[1])), plane.cumsum(axis=0)])
-    means: Floats = (sums[stop] - sums[first]) / (stop - first)[:, None]
-    return means
 
 
 # -- what twins mean for a cohort --------------------------------------------------------------------------------------

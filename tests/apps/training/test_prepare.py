@@ -83,13 +83,16 @@ def test_a_training_reads_the_cache_and_leaves_it(small_cohort, tmp_path, caplog
     assert not (tmp_path / "without" / "cache").exists()
 
 
-def test_a_cache_of_another_preprocessing_is_refused(tiny_bundle, prepared, tmp_path):
-    with pytest.raises(ConfigError, match="^prepared: holds scans that were preprocessed otherwise"):
-        mdae.embed(
-            tiny_bundle.directory,
-            tiny_bundle.cohort,
-            tmp_path / "out",
-            cache_dir=prepared,
-            device="cpu",
-            overrides={"percentiles": [1, 99]},
-        )
+def test_images_that_the_network_cannot_use_are_refused_before_scans_are_read(tiny_bundle, tmp_path):
+    with pytest.raises(ConfigError, match="^image_size"):
+        mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, tmp_path / "prepared", image_size=[33, 33])
+    assert not (tmp_path / "prepared").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("percentiles", [1, 99]), ("train#preprocessing", {"_target_": "Compose", "transforms": ["@preprocessing"]})],
+)
+def test_a_cache_of_another_preprocessing_is_refused(tiny_bundle, prepared, key, value):
+    with pytest.raises(ConfigError, match=f"^prepared: holds scans that were .* values of {key}"):
+        mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, prepared, **{key: value})
