@@ -83,8 +83,13 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         out = bound.get("out")
         refuse_results_among_scans(cohort, out=out, bundle=bundle)
         trains = "training" in signature.parameters
-        is_bundle = isinstance(out, Path) and (out / MODELS / MODEL).is_file()
-        if bundle and is_bundle and not trains and out.resolve() != bundle.resolve():
+        if (
+            bundle
+            and isinstance(out, Path)
+            and not trains
+            and (out / MODELS / MODEL).is_file()
+            and out.resolve() != bundle.resolve()
+        ):
             raise ConfigError(f"out: {out.name} is another bundle; choose another folder for the results")
         return function(*checked_args, **checked_kwargs)
 

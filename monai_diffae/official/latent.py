@@ -89,6 +89,8 @@ def infer_latent_config(weights: StateDict) -> dict[str, Any]:
     numbers = _layer_numbers(weights)
     hidden = weights[_FIRST].shape[0]
     z_channels, time_channels = weights["time_embed.0.weight"].shape
+    if numbers != list(range(len(numbers))) or len(numbers) < 2:
+        raise ConfigError(f"the official code has no latent DDIM with the layers {numbers}; download the file again")
     time_projection = weights.get("layers.0.cond_layers.1.weight")
     unsupported = {
         "a time embedding that does not have two layers (net_latent_num_time_layers)": (

@@ -207,7 +207,7 @@ def test_statistics_of_the_official_file_come_first(tmp_path):
     [
         (lambda _: {"encoder.out.3.weight": torch.zeros(1)}, "there is no latent DDIM's MLP in it"),
         (lambda w: without(w, r"norm"), "net_latent_use_norm=False"),
-        (lambda w: without(w, r"layers\.1\."), "these weights"),
+        (lambda w: without(w, r"layers\.1\."), r"the layers \[0, 2, 3\]"),
         (lambda w: w | {"conds_mean": MEAN[None]}, "there is no tensor conds_std"),
         (lambda w: w | {"conds_mean": MEAN, "conds_std": STD * 0}, "not positive in some dimensions"),
     ],
