@@ -5,13 +5,14 @@
 The scans are virtual slices of 32 x 32 pixels; there are 1,000 different ones, and the others are copies. A
 training of a tiny network sees each once. Training and embedding read what ``prepare`` has made. Two processes are
 those of ``torchrun``, with one thread each; times are those of the whole program, with 10 s of imports. Memory is that
-of the largest process, and the exponent that of the two largest numbers. Prints a table for docs/scaling.md, also
+of the largest process, and the exponents are those of the two largest numbers. Prints a table for docs/scaling.md, also
 written to OUT.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -105,7 +106,7 @@ def main() -> None:
                 for task in ("prepare", "train", "embed"):
                     used = run_python(command(task, bundle, table, prepared, processes), variables, log)
                     measured = Measurement(task, {"processes": processes}, [used.seconds])
-                    measured.memory_gib = used.peak_gib
+                    measured.memory_gib, measured.settings["processors"] = used.peak_gib, used.processor_seconds
                     points.append(Point(f"`{task}`, {processes}", f"{number:,}", number, measured))
                     print(
                         f"{task}, {processes}, {number:,}: {used.seconds:.1f} s, "
@@ -123,15 +124,17 @@ def as_table(points: list[Point], numbers: list[int]) -> str:
     """One row per command and number of processes, in Markdown."""
     titles = [f"{number:,} scans" for number in numbers]
     lines = [
-        f"| command, processes | {' | '.join(titles)} | exponent | memory, GiB |",
-        "|---" * (len(titles) + 3) + "|",
+        f"| command, processes | {' | '.join(titles)} | exponent, time | processors | memory, GiB |",
+        "|---" * (len(titles) + 4) + "|",
     ]
     for name in dict.fromkeys(point.curve for point in points):
         found = [point.measured for point in points if point.curve == name]
         grows = exponents([point for point in points if point.curve == name][-2:])[name]["time"]
+        used = [each.settings["processors"] for each in found[-2:]]
+        work = math.log(used[-1] / used[0]) / math.log(numbers[-1] / numbers[-2])
         seconds = [f"{each.seconds[0]:.0f} s" for each in found]
         memory = " to ".join(f"{each.memory_gib:.2f}" for each in (found[0], found[-1]))
-        lines.append(f"| {name} | {' | '.join(seconds)} | {grows:.2f} | {memory} |")
+        lines.append(f"| {name} | {' | '.join(seconds)} | {grows:.2f} | {work:.2f} | {memory} |")
     return "\n".join([*lines, ""])
 
 
