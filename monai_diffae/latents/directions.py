@@ -301,7 +301,7 @@ def fit_direction(
         seed: random seed of the folds and of the choice of ``max_cases``.
 
     Raises:
-        ConfigError: the labels give no direction (one value only, text with several
+        ConfigError: the numbers of cases differ, the labels give no direction (one value only, text with several
             classes without ``positive``, fewer than 4 cases, or fewer than 2 cases or groups of a class), or z_sem is
             not finite or never varies.
 
@@ -314,6 +314,9 @@ def fit_direction(
         True
     """
     codes = float64_codes(z, num_least=2)
+    for name, values in {"labels": labels, "groups": groups}.items():
+        if values is not None and len(values) != len(codes):
+            raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
     labelled = read_line_target(labels, target, positive, kind)
     used = labelled if max_cases is None else labelled.balanced_choice(max_cases, seed)
     members = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))

@@ -58,7 +58,7 @@ def nearest_neighbors(
         pool_groups: ``[M]``, the group of each row of the pool; None: each row is a group of its own.
 
     Raises:
-        ConfigError: values are not finite, or there are fewer than k rows of other groups.
+        ConfigError: the shapes do not match, values are not finite, or there are fewer than k rows of other groups.
 
     Example:
         >>> pool = [[0.0, 1.0], [3.0, 4.0], [9.0, 9.0]]
@@ -72,6 +72,8 @@ def nearest_neighbors(
     x = float64_codes(z, y.shape[1], num_least=1)
     group = np.full(len(x), "") if groups is None else np.asarray(groups, str)
     pool_group = np.arange(len(y)).astype(str) if pool_groups is None else np.asarray(pool_groups, str)
+    if group.shape != (len(x),) or pool_group.shape != (len(y),):
+        raise ConfigError("neighbors: give as many groups as cases")
     names, sizes = np.unique(pool_group, return_counts=True)
     largest = int(sizes[np.isin(names, group)].max(initial=0))
     if not 1 <= k <= len(y) - largest:
@@ -113,12 +115,17 @@ def p_values(scores: ArrayLike, reference: ArrayLike, is_in_reference: ArrayLike
         reference: ``[n]``, the scores of the reference cases.
         is_in_reference: ``[N]``, whether a case is one of them.
 
+    Raises:
+        ConfigError: there is no reference case.
+
     Example:
         >>> p_values([9.0, 2.0, 3.0], [1.0, 2.0, 3.0], [False, False, True])
         array([0.25      , 0.75      , 0.33333333])
     """
     values, ordered = np.asarray(scores, np.float64), np.sort(np.asarray(reference, np.float64))
     n = len(ordered)
+    if n == 0:
+        raise ConfigError("p-values: there is no reference case; give training cases")
     num_as_high = n - np.searchsorted(ordered, values, side="left")
     p = np.where(np.asarray(is_in_reference, bool), num_as_high / n, (1 + num_as_high) / (1 + n))
     return np.where(np.isnan(values), np.nan, p)

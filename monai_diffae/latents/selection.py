@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import ReferenceCases, nearest_distances, numbered_groups
 from monai_diffae.latents.probing.probes import ProbeModel
 from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes, float64_codes
-from monai_diffae.latents.targets import LabelKind, are_classes, class_name
+from monai_diffae.latents.targets import LabelKind, are_classes, class_name, missing
 from monai_diffae.policies import check_choice
 
 Rows = NDArray[np.intp]
@@ -209,6 +210,8 @@ def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
 def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kind: LabelKind = "auto") -> Floats:
     """How uncertain a probe of labels is about each case ``[N]``: its entropy, or standard deviation of numbers."""
     codes, rows = float64_codes(z, num_least=1), np.asarray(labelled, np.intp)
+    if rows.shape != (len(labels),) or missing(labels).any():
+        raise ConfigError(f"labels: {rows.size} labelled cases need {rows.size} labels, none of them missing")
     if are_classes(labels, kind):
         names, target = np.unique([class_name(label) for label in labels], return_inverse=True)
         if len(names) < 2:

@@ -94,6 +94,8 @@ class DiffusionAutoencoder(nn.Module):
             unet = CrossAttentionUNet(unet, z_channels or _known(encoder, "z_channels"))
         self.spatial_dims: int = _required(unet, "spatial_dims")
         self.z_channels: int = _required(unet, "z_channels")
+        if z_channels not in (None, self.z_channels):
+            raise ConfigError(f"z_channels is {z_channels}, but {type(unet).__name__} takes {self.z_channels}; omit it")
         self.in_channels: int = _required(unet, "in_channels")
         self.encoder_in_channels = _known(encoder, "in_channels")
         for name, in_unet in (("z_channels", self.z_channels), ("spatial_dims", self.spatial_dims)):

@@ -16,6 +16,9 @@ def test_distances_of_equal_codes_are_0_and_ties_are_in_the_pools_order():
     found = neighbors.nearest_neighbors(pool[:1], pool, 4, ["a"], list("abcde"))
     assert found.indices.tolist() == [[1, 2, 3, 4]]
     assert found.distances[0, :3].tolist() == [0, 0, 0]
+    for groups, pool_groups in ((["a"], list("abcdef")), (["a"] * 2, list("abcde"))):
+        with pytest.raises(ConfigError, match="^neighbors: give as many groups as cases"):
+            neighbors.nearest_neighbors(pool[:1], pool, 3, groups, pool_groups)
 
 
 def test_p_values_of_exchangeable_cases_are_uniform_and_of_reference_cases_each_once():

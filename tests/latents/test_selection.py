@@ -132,6 +132,8 @@ def test_the_entropy_is_largest_between_the_classes_and_at_most_1(line):
     assert entropy[0] < entropy[20] < entropy[40]
     three = selection.uncertainty(line, [0, 1, 39, 41, 79, 80], [0, 0, 1, 1, 2, 2])  # whole numbers are classes
     assert 0 <= three.min() < three.max() <= 1
+    with pytest.raises(ConfigError, match="^labels: 2 labelled cases need 2 labels, none of them missing"):
+        selection.uncertainty(line, [0, 1], [0.5, np.nan])
 
 
 def test_the_standard_deviation_grows_away_from_the_labels_and_has_their_unit(line):
