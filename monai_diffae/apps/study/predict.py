@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,12 +27,13 @@ with on_first_use:
 
     from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
+    from monai_diffae.latents import predictor as predictors
+    from monai_diffae.latents import statistics
     from monai_diffae.latents import targets as labels
-    from monai_diffae.latents.probing import predictor as predictors
-
-logger = logging.getLogger(__name__)
 
 PREDICTOR = "predictor.safetensors"
+FORMAT, VERSION = "monai_diffae.predictor", 1
+_TENSORS = ("weight", "intercept", "mean", "std", "reference", "residuals", "marks")
 _UNLIKE, _LABELLED = "unlike the labelled scans", "is a labelled scan"
 
 
@@ -83,14 +84,12 @@ def predict(
         ConfigError: the table is of another model or preprocessing, has no label to predict, or too few patients.
         CohortError: no usable scan.
     """
-    out.mkdir(parents=True, exist_ok=True)
     fitted, origin = _predictors(labelled, targets, kinds, seed)
     if origin["model"] != checksum(bundle):
         raise ConfigError(f"labelled: {labelled.name} is of another model than {bundle.name}; embed the cohort with it")
-    names = {each.features for each in fitted}
-    features = "wide" if "wide" in names else "z"
+    features = "wide" if any(each.features == "wide" for each in fitted) else "z"
     made = embed(bundle, cohort, out, features=features, reading=reading, run=run)
-    table = tables.read_embeddings(made.path)
+    table = tables.read_embeddings(Path(made))
     preprocessing = table_origin.recorded_preprocessing(table)
     if None not in (preprocessing, origin["preprocessing"]) and preprocessing != origin["preprocessing"]:
         raise ConfigError(
@@ -99,19 +98,16 @@ def predict(
     predictions, predictor = out / "predictions.csv", out / PREDICTOR
     made_from = {
         "labelled": file_checksum(labelled),
-        "embeddings": file_checksum(made.path),
+        "embeddings": file_checksum(Path(made)),
         "targets": [each.target for each in fitted],
         "kinds": dict(kinds),
         "seed": seed,
     }
 
     def make() -> Mapping[str, Any]:
-        codes = {name: tables.matrix(table, name) for name in names}
-        rows = _rows(table, fitted, codes)
+        rows = _rows(table, fitted)
         write_csv(predictions, rows)
-        write_atomic(
-            predictor, lambda path: predictors.write_predictors(path, fitted, origin["model"], origin["preprocessing"])
-        )
+        write_atomic(predictor, lambda path: write_predictors(path, fitted, origin["model"], origin["preprocessing"]))
         doubts = Counter(rows["doubt"])
         scores = {each.target: {**each.scores, "features": each.features} for each in fitted}
         counts = {each.target: rows[each.target].value_counts().to_dict() for each in fitted if each.classes}
@@ -135,7 +131,7 @@ def _predictors(
 ) -> tuple[list[predictors.Predictor], dict[str, Any]]:
     """The predictors of a file, or fitted to a table; and the model and preprocessing of their codes."""
     if path.suffix == ".safetensors":
-        fitted, origin = predictors.read_predictors(path)
+        fitted, origin = read_predictors(path)
         known = [each.target for each in fitted]
         if unknown := [name for name in targets if name not in known]:
             raise ConfigError(f"targets: {path.name} has no '{unknown[0]}'; choose from: {', '.join(known)}")
@@ -148,14 +144,11 @@ def _predictors(
     ]
     if not names:
         raise ConfigError(f"labelled: {path.name} has no label to predict; set targets, or embed a cohort with labels")
-    sets = {"z": tables.z_matrix(table)} | (
-        {"wide": tables.matrix(table, "wide")} if tables.wide_columns(table) else {}
-    )
     patients = tables.patients_of(table)
     fitted = []
     for name in names:
         target = labels.read_target(table[name].tolist(), name, kind=kinds.get(name, "auto"))
-        fitted.append(predictors.fit_predictor(sets, target, patients, seed))
+        fitted.append(predictors.fit_predictor(_codes(table), target, patients, seed))
     origin = {
         "model": table_origin.origin_of(path)["model"],
         "preprocessing": table_origin.recorded_preprocessing(table),
@@ -163,9 +156,16 @@ def _predictors(
     return fitted, origin
 
 
-def _rows(table: pd.DataFrame, fitted: Sequence[predictors.Predictor], codes: Mapping[str, Any]) -> pd.DataFrame:
+def _codes(table: pd.DataFrame) -> dict[str, Any]:
+    """The z_sem of a table, and its wide features if it has any."""
+    return {"z": tables.z_matrix(table)} | (
+        {"wide": tables.matrix(table, "wide")} if tables.wide_columns(table) else {}
+    )
+
+
+def _rows(table: pd.DataFrame, fitted: Sequence[predictors.Predictor]) -> pd.DataFrame:
     """The table of predictions."""
-    rows = pd.DataFrame({"id": table["id"]})
+    rows, codes = pd.DataFrame({"id": table["id"]}), _codes(table)
     doubt = np.full(len(table), "", object)
     for each in fitted:
         x = codes[each.features]
@@ -200,3 +200,48 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         yield f"{counted(number, 'scan')} unlike the labelled ones: do not trust what is predicted for them"
     if number := figures["num_labelled"]:
         yield f"{counted(number, 'scan')} among the labelled ones, whose labels the model knows"
+
+
+# -- the file ----------------------------------------------------------------------------------------------------------
+
+
+def write_predictors(path: Path, fitted: Sequence[predictors.Predictor], model: str, preprocessing: str | None) -> None:
+    """Write predictors for codes of one model, SHA-256 of its weights and of the preprocessing, as plain numbers."""
+    from safetensors.numpy import save_file
+
+    tensors: dict[str, Any] = {}
+    entries = []
+    for number, each in enumerate(fitted):
+        parts = {"mean": each.statistics.mean, "std": each.statistics.std}
+        values = {name: parts[name] if name in parts else getattr(each, name) for name in _TENSORS}
+        tensors |= {f"{number}/{name}": np.ascontiguousarray(value, np.float64) for name, value in values.items()}
+        plain_values = ("target", "classes", "features", "temperature", "scores")
+        entries.append({name: getattr(each, name) for name in plain_values})
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": model,
+        "preprocessing": preprocessing,
+        "predictors": entries,
+    }
+    save_file(tensors, path, {"predictors": json.dumps(content)})
+
+
+def read_predictors(path: Path) -> tuple[list[predictors.Predictor], dict[str, Any]]:
+    """The predictors of a file, and what is said of all: ``model`` and ``preprocessing``."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            content = json.loads(file.metadata()["predictors"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        entries = content.pop("predictors")
+        read = []
+        for number, entry in enumerate(entries):
+            arrays = {name: tensors[f"{number}/{name}"] for name in _TENSORS}
+            scale = statistics.LatentStatistics(arrays.pop("mean"), arrays.pop("std"))
+            classes = None if entry["classes"] is None else tuple(entry.pop("classes"))
+            read.append(predictors.Predictor(**{**entry, **arrays, "classes": classes, "statistics": scale}))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path.name}: is no file of predictors; make it with monai-diffae predict") from error
+    return read, content

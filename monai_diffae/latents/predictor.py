@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,11 @@ from monai_diffae.latents.probing.scores import ClassScores, NumberScores, plain
 from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Target
 
-FORMAT, VERSION = "monai_diffae.predictor", 1
 COVERAGE = 0.9
 """The share of new patients whose number lies in its interval."""
 _UNLIKE = 0.01  # p-value
 _LEAST_PROBABILITY = 1e-6
 _MARK_TOLERANCE = 1e-3
-_TENSORS = ("weight", "intercept", "mean", "std", "reference", "residuals", "marks")
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,48 +211,3 @@ def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], 
         "low": plain(low),
         "high": plain(high),
     }
-
-
-# -- the file ----------------------------------------------------------------------------------------------------------
-
-
-def write_predictors(path: Path, predictors: Sequence[Predictor], model: str, preprocessing: str | None) -> None:
-    """Write predictors for codes of one model, SHA-256 of its weights and of the preprocessing, as plain numbers."""
-    from safetensors.numpy import save_file
-
-    tensors: dict[str, NDArray[np.float64]] = {}
-    entries = []
-    for number, each in enumerate(predictors):
-        parts = {"mean": each.statistics.mean, "std": each.statistics.std}
-        values = {name: parts[name] if name in parts else getattr(each, name) for name in _TENSORS}
-        tensors |= {f"{number}/{name}": np.ascontiguousarray(value, np.float64) for name, value in values.items()}
-        plain_values = ("target", "classes", "features", "temperature", "scores")
-        entries.append({name: getattr(each, name) for name in plain_values})
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": model,
-        "preprocessing": preprocessing,
-        "predictors": entries,
-    }
-    save_file(tensors, path, {"predictors": json.dumps(content)})
-
-
-def read_predictors(path: Path) -> tuple[list[Predictor], dict[str, Any]]:
-    """The predictors of a file, and what is said of all: ``model`` and ``preprocessing``."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            content = json.loads(file.metadata()["predictors"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        entries = content.pop("predictors")
-        predictors = []
-        for number, entry in enumerate(entries):
-            arrays = {name: tensors[f"{number}/{name}"] for name in _TENSORS}
-            statistics = LatentStatistics(arrays.pop("mean"), arrays.pop("std"))
-            classes = None if entry["classes"] is None else tuple(entry.pop("classes"))
-            predictors.append(Predictor(**{**entry, **arrays, "classes": classes, "statistics": statistics}))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path.name}: is no file of predictors; make it with monai-diffae predict") from error
-    return predictors, content
