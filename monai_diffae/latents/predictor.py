@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.errors import ConfigError
 from monai_diffae.latents.directions import case_marks
-from monai_diffae.latents.probing.nested import HeldOutPredictions, held_out_predictions, predict_held_out
-from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, grouped_folds
+from monai_diffae.latents.probing.nested import (
+    HeldOutPredictions,
+    cross_validation_folds,
+    held_out_predictions,
+    predict_held_out,
+)
+from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel
 from monai_diffae.latents.probing.scores import ClassScores, NumberScores, plain, with_interval
 from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Target
@@ -96,18 +100,16 @@ def fit_predictor(features: Mapping[str, ArrayLike], target: Target, patients: A
 
     Args:
         features: ``[N, D]`` by name, of the cases to which the target's rows refer.
-        target: the label of K cases.
+        target: the label of K cases; classes of fewer than 3 patients are left out.
         patients: ``[N]``.
         seed: random seed of the folds and of the bootstrap.
 
     Raises:
-        ConfigError: there are too few patients for two folds.
+        ConfigError: there are fewer than 6 cases, or 3 patients, or two classes.
     """
+    target, folds = cross_validation_folds(target, np.asarray(patients)[target.rows], seed)
     groups = np.asarray(patients)[target.rows]
     sets = {name: np.asarray(codes, np.float64)[target.rows] for name, codes in features.items()}
-    folds = grouped_folds(target.values, groups, target.num_classes, seed)
-    if not folds:
-        raise ConfigError(f"target '{target.name}': has too few patients; label at least two of each class")
     chosen = [_fit(sets, target, groups, train, seed) for train, _ in folds]
     held_out = held_out_predictions([probe for _, probe in chosen], [sets[name] for name, _ in chosen], target, folds)
     name, probe = _fit(sets, target, groups, np.arange(len(groups)), seed)

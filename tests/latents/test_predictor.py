@@ -79,7 +79,7 @@ def test_cases_of_another_kind_and_labelled_cases_are_told(of_classes):
 
 def test_a_file_keeps_all(of_classes, of_numbers, tmp_path):
     file = tmp_path / "predictor.safetensors"
-    write_predictors(file, [of_classes, of_numbers], "a" * 64, None)
+    write_predictors(file, [of_classes, of_numbers], {"model": "a" * 64, "preprocessing": None, "pool": "none"})
     read, origin = read_predictors(file)
     for before, after in zip((of_classes, of_numbers), read, strict=True):
         assert (after.predict(X) == before.predict(X)).all()

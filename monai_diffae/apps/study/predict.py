@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from monai_diffae.apps.command import command
-from monai_diffae.apps.embedding.embed import embed
+from monai_diffae.apps.embedding.embed import Rows, embed
 from monai_diffae.apps.record import run_once
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Reading, Run, Seed
@@ -30,6 +31,8 @@ with on_first_use:
     from monai_diffae.latents import predictor as predictors
     from monai_diffae.latents import statistics
     from monai_diffae.latents import targets as labels
+
+logger = logging.getLogger(__name__)
 
 PREDICTOR = "predictor.safetensors"
 FORMAT, VERSION = "monai_diffae.predictor", 1
@@ -88,7 +91,7 @@ def predict(
     if origin["model"] != checksum(bundle):
         raise ConfigError(f"labelled: {labelled.name} is of another model than {bundle.name}; embed the cohort with it")
     features = "wide" if any(each.features == "wide" for each in fitted) else "z"
-    made = embed(bundle, cohort, out, features=features, reading=reading, run=run)
+    made = embed(bundle, cohort, out, features=features, rows=Rows(pool=origin["pool"]), reading=reading, run=run)
     table = tables.read_embeddings(Path(made))
     preprocessing = table_origin.recorded_preprocessing(table)
     if None not in (preprocessing, origin["preprocessing"]) and preprocessing != origin["preprocessing"]:
@@ -107,7 +110,7 @@ def predict(
     def make() -> Mapping[str, Any]:
         rows = _rows(table, fitted)
         write_csv(predictions, rows)
-        write_atomic(predictor, lambda path: write_predictors(path, fitted, origin["model"], origin["preprocessing"]))
+        write_atomic(predictor, lambda path: write_predictors(path, fitted, origin))
         doubts = Counter(rows["doubt"])
         scores = {each.target: {**each.scores, "features": each.features} for each in fitted}
         counts = {each.target: rows[each.target].value_counts().to_dict() for each in fitted if each.classes}
@@ -137,6 +140,9 @@ def _predictors(
             raise ConfigError(f"targets: {path.name} has no '{unknown[0]}'; choose from: {', '.join(known)}")
         return [each for each in fitted if not targets or each.target in targets], origin
     table_origin.check_z_sem(path)
+    made_by = table_origin.origin_of(path)
+    if "patch" in made_by["pool"]:
+        raise ConfigError(f"labelled: {path.name} is of patches; embed the cohort without them")
     table = tables.read_embeddings(path).sort_values("id", kind="stable", ignore_index=True)
     known = tables.check_labels(table, {"targets": targets})
     names = list(dict.fromkeys(targets)) or [
@@ -144,16 +150,25 @@ def _predictors(
     ]
     if not names:
         raise ConfigError(f"labelled: {path.name} has no label to predict; set targets, or embed a cohort with labels")
-    patients = tables.patients_of(table)
     fitted = []
     for name in names:
-        target = labels.read_target(table[name].tolist(), name, kind=kinds.get(name, "auto"))
-        fitted.append(predictors.fit_predictor(_codes(table), target, patients, seed))
-    origin = {
-        "model": table_origin.origin_of(path)["model"],
+        try:
+            target = labels.read_target(table[name].tolist(), name, kind=kinds.get(name, "auto"))
+            fitted.append(predictors.fit_predictor(_codes(table), target, tables.patients_of(table), seed))
+        except ConfigError as error:
+            if targets or len(names) == 1:
+                raise
+            logger.warning("%s", error)
+        else:
+            if left_out := [each for each in target.classes or () if each not in (fitted[-1].classes or ())]:
+                logger.warning("target '%s': classes with too few patients are left out: %s", name, ", ".join(left_out))
+    if not fitted:
+        raise ConfigError(f"labelled: {path.name} has too few patients with a label; label more")
+    return fitted, {
+        "model": made_by["model"],
+        "pool": made_by["pool"],
         "preprocessing": table_origin.recorded_preprocessing(table),
     }
-    return fitted, origin
 
 
 def _codes(table: pd.DataFrame) -> dict[str, Any]:
@@ -205,8 +220,8 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
 # -- the file ----------------------------------------------------------------------------------------------------------
 
 
-def write_predictors(path: Path, fitted: Sequence[predictors.Predictor], model: str, preprocessing: str | None) -> None:
-    """Write predictors for codes of one model, SHA-256 of its weights and of the preprocessing, as plain numbers."""
+def write_predictors(path: Path, fitted: Sequence[predictors.Predictor], origin: Mapping[str, Any]) -> None:
+    """Write predictors as plain numbers, with the SHA-256 of ``model`` and ``preprocessing``, and ``pool``."""
     from safetensors.numpy import save_file
 
     tensors: dict[str, Any] = {}
@@ -220,15 +235,14 @@ def write_predictors(path: Path, fitted: Sequence[predictors.Predictor], model: 
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "model": model,
-        "preprocessing": preprocessing,
+        **origin,
         "predictors": entries,
     }
     save_file(tensors, path, {"predictors": json.dumps(content)})
 
 
 def read_predictors(path: Path) -> tuple[list[predictors.Predictor], dict[str, Any]]:
-    """The predictors of a file, and what is said of all: ``model`` and ``preprocessing``."""
+    """The predictors of a file, and what is said of all: ``model``, ``preprocessing`` and ``pool``."""
     from safetensors import SafetensorError, safe_open
 
     try:
