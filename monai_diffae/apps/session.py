@@ -149,10 +149,9 @@ class Session:
 
     def open_cache(self, process: int = 0) -> ScanCache | None:
         """The preprocessed scans in ``cache_dir``, if it is given."""
-        folder, made_from = self._cache
+        folder, made_from = self._cache()
         return None if folder is None else ScanCache(folder, made_from, self._item_keys, process=process)
 
-    @property
     def _cache(self) -> tuple[Path | None, dict[str, Any]]:
         """The folder of preprocessed scans, if it is given, and what these are made from besides the scans."""
         folder = self.reading.cache_dir
@@ -247,7 +246,7 @@ class Session:
         With ``dicom``, DICOM cases that cannot be written as new series are unusable, too.
         """
         (usable, unwritable), listed = _writable(cases, dicom), [] if named else self.cohort.failures
-        folder, made_from = self._cache
+        folder, made_from = self._cache()
         dataset = CachedCases(
             [case.item() for case in usable],
             self.trained.preprocessing,

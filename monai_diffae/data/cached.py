@@ -429,9 +429,11 @@ class CachedCases(Dataset[Item]):
         if self.rank:
             self._wait_for_others()  # the first process may replace the images
         is_replaced = is_own_cache(folder, self.output_dir) and self.rank == 0
-        cache = ScanCache(folder, self._made_from, self.keys, process=self.rank, replace=is_replaced)
-        if self.rank == 0:
-            self._wait_for_others()
+        try:
+            cache = ScanCache(folder, self._made_from, self.keys, process=self.rank, replace=is_replaced)
+        finally:
+            if self.rank == 0:
+                self._wait_for_others()
         first, stop = (len(self.data) * number // self.world_size for number in (self.rank, self.rank + 1))
         todo = [position for position in range(first, stop) if not cache.is_usable(states[position])]
         items, missing = [self.data[position] for position in todo], [states[position] for position in todo]

@@ -22,7 +22,7 @@ from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_co
 from monai_diffae.latents.targets import Target
 
 COVERAGE = 0.9
-"""The share of new patients whose number lies in its interval."""
+"""The share of new scans whose number lies in its interval."""
 _UNLIKE = 0.01  # p-value
 _LEAST_PROBABILITY = 1e-6
 _MARK_TOLERANCE = 1e-3
@@ -54,7 +54,7 @@ class Predictor:
     temperature: float  #: the logits are divided by it; 1 for a number
     residuals: Floats  #: absolute errors of held-out cases, ascending; empty for classes
     statistics: LatentStatistics  #: of the labelled cases
-    reference: Floats  #: their distances from the mean, ascending, with which those of new cases are compared
+    reference: Floats  #: the distance of each from the mean of the others, ascending; those of new cases are compared
     marks: Floats  #: ``[N, 3]``, three numbers by which each labelled case is recognised
     scores: Mapping[str, Any]  #: AUROC or R2 of held-out patients with its 95 % interval, and what it was measured on
 
@@ -66,10 +66,10 @@ class Predictor:
         output = self._codes(codes) @ self.weight.T + self.intercept
         return output[:, 0] if self.classes is None else _with_temperature(output, self.temperature)
 
-    def half_width(self, coverage: float = COVERAGE) -> float:
-        """Half of the interval of a number: so many held-out cases have a smaller error; infinite with few."""
-        rank = int(np.ceil((len(self.residuals) + 1) * coverage))
-        return float(self.residuals[rank - 1]) if rank <= len(self.residuals) else float("inf")
+    @property
+    def half_width(self) -> float:
+        """Half of the interval of a number, which holds that of 90 % of new scans; infinite with fewer than 9 cases."""
+        return _quantile(self.residuals)
 
     def p_values(self, codes: ArrayLike) -> Floats:
         """The share ``[N]`` of labelled cases that are as far from their mean; small for cases of another kind."""
@@ -78,7 +78,7 @@ class Predictor:
         return np.asarray((1 + as_far) / (1 + len(self.reference)))
 
     def is_unlike(self, codes: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each case ``[N]`` is farther from the mean of the labelled cases than 99 % of them."""
+        """Whether each case ``[N]`` is farther from the labelled cases than 99 % of them; of fewer than 99, than all."""
         return self.p_values(codes) <= max(_UNLIKE, 1 / (1 + len(self.reference)))
 
     def is_labelled(self, codes: ArrayLike) -> NDArray[np.bool_]:
@@ -131,7 +131,7 @@ def fit_predictor(features: Mapping[str, ArrayLike], target: Target, patients: A
         temperature,
         residuals,
         statistics,
-        np.sort(_distances(sets[name], statistics)),
+        np.sort(_distances(sets[name], statistics, are_fitted=True)),
         case_marks(statistics.normalise(sets[name])),
         _scores(held_out, target, groups, seed),
     )
@@ -178,9 +178,18 @@ def _fitted_temperature(probabilities: Floats, truth: NDArray[np.intp]) -> float
     return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
 
 
-def _distances(codes: Floats, statistics: LatentStatistics) -> Floats:
-    """The root mean square ``[N]`` of normalised codes ``[N, D]``."""
-    return np.asarray(np.sqrt(np.square(statistics.normalise(codes)).mean(axis=1)))
+def _distances(codes: Floats, statistics: LatentStatistics, *, are_fitted: bool = False) -> Floats:
+    """The root mean square ``[N]`` of normalised codes ``[N, D]``; of the fitted cases, by the statistics of the others."""
+    squares, n = np.square(statistics.normalise(codes)), len(codes)
+    if are_fitted:  # with all of them, they would be nearer than new cases
+        squares = n / (n - 1) * squares / np.maximum(1 - squares / (n - 1), np.finfo(float).tiny)
+    return np.asarray(np.sqrt(squares.mean(axis=1)))
+
+
+def _quantile(errors: Floats) -> float:
+    """The error below which a new one lies with a probability of 90 %; infinite if fewer than 9 are known."""
+    rank = int(np.ceil((len(errors) + 1) * COVERAGE))
+    return float(np.sort(errors)[rank - 1]) if rank <= len(errors) else float("inf")
 
 
 def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], seed: int) -> dict[str, Any]:
@@ -191,9 +200,7 @@ def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], 
     scores: dict[str, Any] = {"num_cases": len(groups), "num_patients": len(np.unique(groups)), "num_folds": num_folds}
     if target.classes is None:
         errors = np.abs(held_out.predicted - target.values)
-        covered = [
-            errors[test] <= np.quantile(errors[other], COVERAGE) for test, other in zip(tests, others, strict=True)
-        ]
+        covered = [errors[test] <= _quantile(errors[other]) for test, other in zip(tests, others, strict=True)]
         scores["coverage"] = float(np.concatenate(covered).mean())
     else:
         calibrated = np.empty_like(held_out.predicted)
@@ -201,7 +208,7 @@ def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], 
             temperature = _fitted_temperature(held_out.predicted[other], target.values[other])
             logits = np.log(np.maximum(held_out.predicted[test], _LEAST_PROBABILITY))
             calibrated[test] = _with_temperature(logits, temperature)
-        held_out = replace(held_out, predicted=calibrated)
+        held_out = replace(held_out, predicted=calibrated, predicted_class=calibrated.argmax(axis=1))
     measured: ClassScores | NumberScores = held_out.scores()
     score, low, high = with_interval(measured, groups, seed, num_folds)
     values = dict(zip(measured.metrics, map(plain, measured(np.ones(len(groups)))), strict=True))

@@ -54,7 +54,7 @@ def test_the_model_is_scikit_learns_on_all_labelled_cases(of_classes):
 
 def test_an_interval_holds_nine_of_ten_new_numbers(of_numbers):
     errors = np.abs(of_numbers.predict(X[NEW]) - NUMBER[NEW])
-    assert (errors <= of_numbers.half_width()).mean() == pytest.approx(0.9, abs=0.03)
+    assert (errors <= of_numbers.half_width).mean() == pytest.approx(0.9, abs=0.03)
     assert of_numbers.scores["coverage"] == pytest.approx(0.9, abs=0.03)
 
 
@@ -73,13 +73,18 @@ def test_scans_of_a_patient_are_never_on_both_sides():
 
 def test_cases_of_another_kind_and_labelled_cases_are_told(of_classes):
     assert of_classes.is_unlike(X[NEW]).mean() < 0.03
+    few, z = np.random.default_rng(2).normal(size=(2, 30)), np.random.default_rng(3).normal(size=(1030, 128))
+    of_few = fit_predictor({"z": z[:30]}, read_target(list(few[0]), "age"), np.arange(30))
+    assert of_few.is_unlike(z[30:]).mean() < 0.06
     assert of_classes.is_unlike(X[NEW] * 4).mean() > 0.95
     assert of_classes.is_labelled(X).tolist() == [True] * 400 + [False] * 4000
 
 
 def test_a_file_keeps_all(of_classes, of_numbers, tmp_path):
     file = tmp_path / "predictor.safetensors"
-    write_predictors(file, [of_classes, of_numbers], {"model": "a" * 64, "preprocessing": None, "pool": "none"})
+    write_predictors(
+        file, [of_classes, of_numbers], {"model": "a" * 64, "preprocessing": None, "pool": "none", "wide": None}
+    )
     read, origin = read_predictors(file)
     for before, after in zip((of_classes, of_numbers), read, strict=True):
         assert (after.predict(X) == before.predict(X)).all()

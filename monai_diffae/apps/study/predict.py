@@ -15,7 +15,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.embedding.embed import Rows, embed
 from monai_diffae.apps.record import run_once
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Reading, Run, Seed
+from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Reading, Run, Seed, this_process
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import file_checksum
@@ -62,9 +62,10 @@ def predict(
 
     ``predictions.csv`` has one row per scan: ``id``; for classes the most probable one in a column with the name of
     the label, and the probability of each, ``sick_yes``; for numbers the value with ``age_low`` and ``age_high``,
-    which hold that of 90 % of new patients; and ``doubt``: ``unlike the labelled scans`` (farther from their mean than
-    99 % of them; its prediction says nothing), or ``is a labelled scan`` (the model knows its label).
-    ``predictor.safetensors`` is the fitted model, without scans and patients: give it as ``labelled`` to use it again.
+    which hold that of 90 % of new scans (infinite with fewer than 9 labelled ones). ``sick_doubt`` is ``unlike the
+    labelled scans`` if a scan is farther from their mean than 99 % of them, so that its prediction says nothing, or
+    ``is a labelled scan``, whose label the model knows. ``predictor.safetensors`` is the fitted model: give it as
+    ``labelled`` to use it again. It has three numbers per labelled scan, by which these are recognised, and no names.
 
     Args:
         bundle: Folder of the trained bundle that made the table.
@@ -81,18 +82,22 @@ def predict(
     Returns:
         The folder; ``predictions``, the table; ``scores``, for each label ``metric``, ``score`` with its 95 % interval
         (``low``, ``high``), ``features``, ``num_patients``, and for numbers ``coverage``, the share of held-out cases
-        in their interval; ``num_unlike``, ``num_labelled`` and ``num_failed``.
+        in their interval; ``counts`` of predicted classes, and ``doubts``; ``num_cases`` and ``num_failed``.
 
     Raises:
         ConfigError: the table is of another model or preprocessing, has no label to predict, or too few patients.
         CohortError: no usable scan.
     """
-    fitted, origin = _predictors(labelled, targets, kinds, seed)
-    if origin["model"] != checksum(bundle):
-        raise ConfigError(f"labelled: {labelled.name} is of another model than {bundle.name}; embed the cohort with it")
+    if out.suffix in (".csv", ".parquet") or out.resolve() == labelled.parent.resolve():
+        raise ConfigError(f"out: is the folder for the results, not a file or the folder of {labelled.name}")
+    if this_process().world_size > 1:
+        raise ConfigError("predict: runs in one process; embed the new scans with several before, in out")
+    fitted, origin = _predictors(labelled, checksum(bundle), targets, kinds, seed)
     features = "wide" if any(each.features == "wide" for each in fitted) else "z"
     made = embed(bundle, cohort, out, features=features, rows=Rows(pool=origin["pool"]), reading=reading, run=run)
     table = tables.read_embeddings(Path(made))
+    if features == "wide" and origin["wide"] != table_origin.origin_of(Path(made)).get("wide"):
+        raise ConfigError(f"labelled: {labelled.name} has wide features that were fitted anew since; embed it again")
     preprocessing = table_origin.recorded_preprocessing(table)
     if None not in (preprocessing, origin["preprocessing"]) and preprocessing != origin["preprocessing"]:
         raise ConfigError(
@@ -111,12 +116,14 @@ def predict(
         rows = _rows(table, fitted)
         write_csv(predictions, rows)
         write_atomic(predictor, lambda path: write_predictors(path, fitted, origin))
-        doubts = Counter(rows["doubt"])
         scores = {each.target: {**each.scores, "features": each.features} for each in fitted}
         counts = {each.target: rows[each.target].value_counts().to_dict() for each in fitted if each.classes}
         counts = {target: {str(name): int(count) for name, count in each.items()} for target, each in counts.items()}
-        doubtful = {"num_unlike": doubts[_UNLIKE], "num_labelled": doubts[_LABELLED]}
-        return {"scores": scores, "counts": counts, "num_cases": len(rows), "num_failed": made.num_failed, **doubtful}
+        doubts = {
+            each.target: dict(Counter(rows[f"{each.target}_doubt"]) - Counter({"": len(rows)})) for each in fitted
+        }
+        figures = {"scores": scores, "counts": counts, "doubts": doubts}
+        return {**figures, "num_cases": len(rows), "num_failed": made.num_failed}
 
     figures, skipped = run_once("predict", out, [predictions, predictor], made_from, make, overwrite=run.overwrite)
     return Result(
@@ -130,17 +137,21 @@ def predict(
 
 
 def _predictors(
-    path: Path, targets: Sequence[str], kinds: Mapping[str, Any], seed: int
+    path: Path, model: str, targets: Sequence[str], kinds: Mapping[str, Any], seed: int
 ) -> tuple[list[predictors.Predictor], dict[str, Any]]:
     """The predictors of a file, or fitted to a table; and the model and preprocessing of their codes."""
     if path.suffix == ".safetensors":
         fitted, origin = read_predictors(path)
+        _check_model(path, origin, model)
+        if kinds:
+            raise ConfigError(f"kinds: are those of {path.name}; omit them")
         known = [each.target for each in fitted]
         if unknown := [name for name in targets if name not in known]:
             raise ConfigError(f"targets: {path.name} has no '{unknown[0]}'; choose from: {', '.join(known)}")
         return [each for each in fitted if not targets or each.target in targets], origin
     table_origin.check_z_sem(path)
-    made_by = table_origin.origin_of(path)
+    made_by: dict[str, Any] = table_origin.origin_of(path)
+    _check_model(path, made_by, model)
     if "patch" in made_by["pool"]:
         raise ConfigError(f"labelled: {path.name} is of patches; embed the cohort without them")
     table = tables.read_embeddings(path).sort_values("id", kind="stable", ignore_index=True)
@@ -148,6 +159,8 @@ def _predictors(
     names = list(dict.fromkeys(targets)) or [
         each for each in known if labels.reason_against(table[each].tolist(), each) is None
     ]
+    if unknown := [name for name in kinds if name not in names]:
+        raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
     if not names:
         raise ConfigError(f"labelled: {path.name} has no label to predict; set targets, or embed a cohort with labels")
     fitted = []
@@ -167,8 +180,14 @@ def _predictors(
     return fitted, {
         "model": made_by["model"],
         "pool": made_by["pool"],
+        "wide": made_by.get("wide"),
         "preprocessing": table_origin.recorded_preprocessing(table),
     }
+
+
+def _check_model(path: Path, origin: Mapping[str, Any], model: str) -> None:
+    if origin["model"] != model:
+        raise ConfigError(f"labelled: {path.name} is of another model than the bundle; embed the cohort with it")
 
 
 def _codes(table: pd.DataFrame) -> dict[str, Any]:
@@ -181,21 +200,20 @@ def _codes(table: pd.DataFrame) -> dict[str, Any]:
 def _rows(table: pd.DataFrame, fitted: Sequence[predictors.Predictor]) -> pd.DataFrame:
     """The table of predictions."""
     rows, codes = pd.DataFrame({"id": table["id"]}), _codes(table)
-    doubt = np.full(len(table), "", object)
     for each in fitted:
         x = codes[each.features]
         predicted = each.predict(x)
         if each.classes is None:
-            half = each.half_width()
+            half = each.half_width
             columns = {"": predicted, "_low": predicted - half, "_high": predicted + half}
         else:
             most = np.array(each.classes, object)[predicted.argmax(axis=1)]
             columns = {"": most} | {f"_{name}": p for name, p in zip(each.classes, predicted.T, strict=True)}
+        columns["_doubt"] = np.select([each.is_labelled(x), each.is_unlike(x)], [_LABELLED, _UNLIKE], "")
         for end, values in columns.items():
-            rows[each.target + end] = values
-        doubt[each.is_unlike(x)] = _UNLIKE
-        doubt[each.is_labelled(x)] = _LABELLED
-    rows["doubt"] = doubt
+            if (name := each.target + end) in rows:
+                raise ConfigError(f"targets: two of them give a column '{name}'; predict {each.target} on its own")
+            rows[name] = values
     return rows
 
 
@@ -211,10 +229,11 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
             yield f"{target}: predicted {counts}"
         else:
             yield f"{target}: the intervals held {row['coverage']:.0%} of held-out numbers (90 % expected)"
-    if number := figures["num_unlike"]:
-        yield f"{counted(number, 'scan')} unlike the labelled ones: do not trust what is predicted for them"
-    if number := figures["num_labelled"]:
-        yield f"{counted(number, 'scan')} among the labelled ones, whose labels the model knows"
+        doubts = figures["doubts"][target]
+        if number := doubts.get(_UNLIKE):
+            yield f"{target}: {counted(number, 'scan')} unlike the labelled ones: do not trust what is predicted for them"
+        if number := doubts.get(_LABELLED):
+            yield f"{target}: {counted(number, 'scan')} among the labelled ones, whose labels the model knows"
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -242,7 +261,7 @@ def write_predictors(path: Path, fitted: Sequence[predictors.Predictor], origin:
 
 
 def read_predictors(path: Path) -> tuple[list[predictors.Predictor], dict[str, Any]]:
-    """The predictors of a file, and what is said of all: ``model``, ``preprocessing`` and ``pool``."""
+    """The predictors of a file, and what their codes were made with: ``model``, ``preprocessing``, ``pool``, ``wide``."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -250,6 +269,9 @@ def read_predictors(path: Path) -> tuple[list[predictors.Predictor], dict[str, A
             content = json.loads(file.metadata()["predictors"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         entries = content.pop("predictors")
+        if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
+            raise ValueError("another format")
+        origin = {name: content[name] for name in ("model", "preprocessing", "pool", "wide")}
         read = []
         for number, entry in enumerate(entries):
             arrays = {name: tensors[f"{number}/{name}"] for name in _TENSORS}
@@ -258,4 +280,4 @@ def read_predictors(path: Path) -> tuple[list[predictors.Predictor], dict[str, A
             read.append(predictors.Predictor(**{**entry, **arrays, "classes": classes, "statistics": scale}))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path.name}: is no file of predictors; make it with monai-diffae predict") from error
-    return read, content
+    return read, origin

@@ -80,6 +80,9 @@ def prepare(
     parsing.set_values(parser, {**paths, **planning.values()}, "the configuration", "configs/train.json")
     parser.update(sequence_values(parser.get("sequences", []), parser.get("encoder_sequences", [])))
     check_rules(parser.get())
+    for key in ("train#preprocessing", "validate#preprocessing"):
+        if parser.get(key) != "@preprocessing":
+            raise ConfigError(f"{key}: prepare reads all splits alike; change preprocessing, or train without prepare")
     first_stage = build(parser, "first_stage", torch.nn.Module) if "first_stage" in parser else None
     with torch.device("meta"):
         network = build(parser, "network_def", torch.nn.Module)

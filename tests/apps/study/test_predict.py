@@ -16,13 +16,13 @@ def predicted(labelled, tmp_path_factory):
 
 def test_each_scan_has_a_class_with_probabilities_and_a_number_with_an_interval(predicted):
     rows = pd.read_csv(predicted.predictions)
-    ends = ["wide", "wide_no", "wide_yes", "ventricles", "ventricles_low", "ventricles_high"]
-    assert list(rows) == ["id", *ends, "doubt"]
+    of_class = ["wide", "wide_no", "wide_yes", "wide_doubt"]
+    assert list(rows) == ["id", *of_class, *(f"ventricles{end}" for end in ("", "_low", "_high", "_doubt"))]
     assert (rows["wide_no"] + rows["wide_yes"]).to_numpy() == pytest.approx(1)
     assert ((rows["wide_yes"] > 0.5) == (rows["wide"] == "yes")).all()
     assert rows["ventricles"].between(rows["ventricles_low"], rows["ventricles_high"]).all()
-    assert (rows["doubt"] == "is a labelled scan").all()
-    assert predicted.num_labelled == predicted.num_cases == len(rows)
+    assert (rows["wide_doubt"] == "is a labelled scan").all()
+    assert predicted.doubts["wide"] == {"is a labelled scan": predicted.num_cases}
     assert 0 <= predicted.scores["wide"]["low"] <= predicted.scores["wide"]["score"] <= 1
     assert any("wide: expect AUROC" in note for note in predicted.notes)
 

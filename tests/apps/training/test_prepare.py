@@ -81,6 +81,9 @@ def test_a_training_reads_the_cache_and_leaves_it(small_cohort, tmp_path, caplog
     assert READS not in caplog.text
     assert (tmp_path / "cache").is_dir()
     assert not (tmp_path / "without" / "cache").exists()
+    mdae.init(tmp_path / "other", bundle="diffae_2d")
+    with pytest.raises(ConfigError, match="values of train#preprocessing"):
+        mdae.train(tmp_path / "other", small_cohort, overrides={**keys, **OTHER})
 
 
 def test_images_that_the_network_cannot_use_are_refused_before_scans_are_read(tiny_bundle, tmp_path):
@@ -89,10 +92,11 @@ def test_images_that_the_network_cannot_use_are_refused_before_scans_are_read(ti
     assert not (tmp_path / "prepared").exists()
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("percentiles", [1, 99]), ("train#preprocessing", {"_target_": "Compose", "transforms": ["@preprocessing"]})],
-)
-def test_a_cache_of_another_preprocessing_is_refused(tiny_bundle, prepared, key, value):
-    with pytest.raises(ConfigError, match=f"^prepared: holds scans that were .* values of {key}"):
-        mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, prepared, **{key: value})
+OTHER = {"train#preprocessing": {"_target_": "Compose", "transforms": ["@preprocessing"]}}
+
+
+def test_a_cache_of_another_preprocessing_is_refused(tiny_bundle, prepared):
+    with pytest.raises(ConfigError, match="^prepared: holds scans that were .* values of percentiles"):
+        mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, prepared, percentiles=[1, 99])
+    with pytest.raises(ConfigError, match="^train#preprocessing: prepare reads all splits alike"):
+        mdae.prepare(tiny_bundle.directory, tiny_bundle.cohort, prepared, **OTHER)
