@@ -479,10 +479,11 @@ def _to_cases(
     texts = [row.id or name for row, name in zip(rows, names, strict=True)]
     _check_rows(source, rows, texts, refuse_leaks=refuse_leaks)
     given, scans_of = [row.patient for row in rows], Counter(patients)
-    for row, safe, row.file_name, patient in zip(rows, *safe_names(texts), patients, strict=True):
+    for row, safe, file_name, patient in zip(rows, *safe_names(texts), patients, strict=True):
         row.id = row.id or safe
         row.split = standard_split(source, row.id, row.split)
-        row.patient = patient or row.file_name
+        row.file_name = file_name
+        row.patient = patient or file_name
         row.patient_is_given = bool(patient) and scans_of[patient] == 1  # twins share one that a scan is named after
     _warn_of_patients(source, given, rows)
     masks = Counter(os.path.normpath(case.mask) for case in rows if case.mask)
