@@ -18,6 +18,7 @@ from .apps.sharing.pull import pull as pull
 from .apps.sharing.push import push as push
 from .apps.study.associate import associate as associate
 from .apps.study.harmonize import harmonize as harmonize
+from .apps.study.predict import predict as predict
 from .apps.study.reliability import reliability as reliability
 from .apps.study.stability import stability as stability
 from .apps.synthesis.decode import decode as decode

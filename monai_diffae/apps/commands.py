@@ -72,6 +72,7 @@ COMMANDS: tuple[Command, ...] = (
         "my_model scans.csv explained --model net.onnx --activation sigmoid --embeddings embeddings.parquet",
     ),
     Command("apps.synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
+    Command("apps.study.predict", _EVALUATE, "my_model new_scans predicted --labelled embedded/embeddings.parquet"),
     Command("apps.evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
     Command("apps.evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
     Command(

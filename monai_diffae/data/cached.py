@@ -209,8 +209,8 @@ class ScanCache(PartFolder):
                 rows[state] = content, reason, {name: zlib.crc32(image.data) for name, image in images.items()}
                 tensors |= {f"{state}/{name}": image for name, image in images.items()}
             metadata = {"scans": json.dumps(rows), "made_from": json_digest(self._key)}
-            content = save(tensors, metadata)  # save_file writes files that only this user can read
-            name = self._add_part(lambda path: path.write_bytes(content))
+            part = save(tensors, metadata)  # save_file writes files that only this user can read
+            name = self._add_part(lambda path: path.write_bytes(part))
             self._read_part(self.folder / name)
             self._unsaved.clear()
         self._unsaved_bytes = 0

@@ -83,15 +83,9 @@ _S = TypeVar("_S", bound=Solver)
 
 
 def register_solver(name: str, facts: SolverFacts) -> Callable[[_S], _S]:
-    """Decorator that adds a solver to :data:`SOLVERS` and attaches its facts to it.
-
-    Raises:
-        ConfigError: another solver has this name.
-    """
+    """Decorator that adds a solver to :data:`SOLVERS` and attaches its facts to it."""
 
     def register(solver: _S) -> _S:
-        if name in SOLVERS:
-            raise ConfigError(f"there is already a solver called {name!r}; choose another name")
         solver.facts = facts  # type: ignore[attr-defined]
         SOLVERS[name] = solver
         return solver
@@ -115,11 +109,6 @@ def solver_facts(solver: Solver) -> SolverFacts:
 def _check_falling(name: str, levels: Sequence[int]) -> None:
     if any(t <= t_next for t, t_next in pairwise(levels)):
         raise ConfigError(f"{name} needs falling levels, from x_T down; to invert, use implicit_inversion or ddim")
-
-
-def _check_order(order: int) -> None:
-    if order < 1:
-        raise ConfigError(f"order is {order}; it must be at least 1")
 
 
 @register_solver("ddim", SolverFacts(order=1, inversion_order=1, runs_upwards=True))
@@ -194,7 +183,6 @@ def adams(
     ``order`` 1 is DDIM.
     """
     _check_falling("adams", levels)
-    _check_order(order)
     schedule, parameterisation = predict.schedule, predict.schedule.natural_parameterisation
     latest: list[Evaluation] = []
 
@@ -265,7 +253,6 @@ def unipc(
     ``parameterisation``, ``x0`` or ``eps``, is the quantity to interpolate.
     """
     _check_falling("unipc", levels)
-    _check_order(order)
     check_choice("parameterisation", parameterisation, ("x0", "eps"))
     latest: list[Evaluation] = []
     x_before, last_order, steps_left = x, 0, len(levels) - 1

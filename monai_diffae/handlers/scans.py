@@ -36,6 +36,7 @@ class BadScans:
     cases: Sequence[Case] = ()
     #: the cohort, with more failures and all cases
     cohort: SplitCohort = SplitCohort([])  # noqa: RUF009 - nobody changes it
+    enabled: bool = True  #: whether it writes, in configurations of earlier versions
 
     def attach(self, engine: Workflow) -> None:
         """Register with a trainer or an evaluator."""
@@ -52,7 +53,7 @@ class BadScans:
         failures = [*self.failures, *self.cohort.failures] + [
             f for dataset in cached for f in dataset.prepare().failures
         ]
-        if self.rank:
+        if self.rank or not self.enabled:
             return
         write_failures(path, failures)
         if failures:

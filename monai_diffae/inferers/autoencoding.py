@@ -157,7 +157,6 @@ class DiffusionAutoencoderInferer(Inferer):
         Returns:
             The network's output (B, C, *S) for x_t drawn from q(x_t | inputs), or what :meth:`reconstruct` returns.
         """
-        check_network(network)
         if noise is None and timesteps is None and condition is None:
             # MONAI Label passes a MetaTensor, which would track every operation
             return self.reconstruct(inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs, network)
@@ -312,7 +311,6 @@ class DiffusionAutoencoderInferer(Inferer):
         Raises:
             ConfigError: the mode is unknown, x_T has the wrong shape, or x_T is given in mode ``x_T``.
         """
-        check_network(network)
         check_choice("mode", mode, ReconstructionMode)
         if mode == "x_T":
             if x_T is not None:
@@ -419,7 +417,6 @@ class DiffusionAutoencoderInferer(Inferer):
         self, run: Callable[..., tuple[Tensor, ...]], network: nn.Module, images: Tensor, *codes: Tensor
     ) -> list[Tensor]:
         """Call ``run`` with at most ``batch_size`` images at once; with slices if a 2D network is given volumes."""
-        check_network(network)
         is_sliced = images.ndim == getattr(network, "spatial_dims", images.ndim - 2) + 3
         _check_inputs(images, codes, is_sliced)
         if network.training:
@@ -441,16 +438,7 @@ _PARAMETERS = [
 DiffusionAutoencoderInferer.__signature__ = Signature(_PARAMETERS)  # type: ignore[attr-defined]
 
 
-def check_network(network: object) -> None:
-    """Check that the network stands where MONAI's inferers have it, behind the inputs."""
-    if not isinstance(network, nn.Module):
-        kind = type(network).__name__
-        raise ConfigError(f"network: must be a module, not a {kind}; the images or codes come first")
-
-
 def _check_inputs(images: Tensor, codes: tuple[Tensor, ...], is_sliced: bool) -> None:
-    if not images.is_floating_point():
-        raise ConfigError(f"the images are {images.dtype}; convert them to floating-point numbers in the model's range")
     if not all(tensor.isfinite().all() for tensor in (images, *codes)):
         raise ConfigError("the images or codes hold values that are not finite; exclude these cases")
     axes, first = ("(B, D, Z)", (images.shape[0], images.shape[-1])) if is_sliced else ("(B, Z)", images.shape[:1])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monai_diffae.diffusion.noise import image_noise, seed_of
 from monai_diffae.diffusion.steps import StepCallback
-from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode, check_network
+from monai_diffae.inferers.autoencoding import DiffusionAutoencoderInferer, ReconstructionMode
 from monai_diffae.networks import FirstStage
 from monai_diffae.networks.kernels import exact_convolutions
 from monai_diffae.policies import check_choice
@@ -33,7 +33,6 @@ def encode_exactly(images: Tensor, network: nn.Module, inferer: DiffusionAutoenc
         network: the autoencoder, in evaluation mode.
         inferer: the inferer that encodes.
     """
-    check_network(network)
     at_once = images_at_once(images.shape[2:])
     parts = []
     for part in images.split(at_once):
@@ -132,7 +131,6 @@ class Reconstructor(Inferer):
     @torch.no_grad()
     def decode_draws(self, z_sem: Tensor, network: nn.Module, x_T: Tensor) -> Tensor:
         """Decode each z_sem (B, D) with each of its x_T (B, draws, C, *S): images (B, draws, C', *S)."""
-        check_network(network)
         draws = x_T.shape[1]
         decoded = self.inferer.decode(z_sem.repeat_interleave(draws, dim=0), network, x_T.flatten(0, 1))
         return decoded.unflatten(0, (len(z_sem), draws))
@@ -197,7 +195,6 @@ def estimate_from_noised(
         >>> estimate_from_noised(images, network, inferer.encode(images, network.eval()), inferer, draws=2).shape
         torch.Size([2, 1, 16, 16])
     """
-    check_network(network)
     schedule, first_stage = inferer.schedule, inferer.first_stage
     dtype = next(network.parameters()).dtype
     shape = inferer.x_T_shape(images.shape[1:])

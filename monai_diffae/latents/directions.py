@@ -13,8 +13,8 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.probing.nested import held_out_predictions
 from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, grouped_folds, regularisations
-from monai_diffae.latents.probing.scores import bootstrapped, difference_interval, with_interval
-from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes
+from monai_diffae.latents.probing.scores import bootstrapped_mean, difference_interval, with_interval
+from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, float64_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
 from monai_diffae.policies import check_choice
 
@@ -102,7 +102,7 @@ class Direction:
         """Whether the direction was fitted to each case ``[N]``, recognised by its z_sem ``[N, D]`` up to rounding."""
         from scipy.spatial import KDTree
 
-        codes = checked_codes(z, self.statistics.z_channels, num_least=0).astype(np.float64)
+        codes = float64_codes(z, self.statistics.z_channels, num_least=0)
         if not len(self.fitted_marks) or not len(codes):
             return np.zeros(len(codes), bool)
         marks = case_marks(self.statistics.normalise(codes))
@@ -110,8 +110,8 @@ class Direction:
 
     def distance(self, z: ArrayLike) -> Floats:
         """The signed distance ``[N]`` of cases ``[N, D]``, which are not normalised, in normalised z_sem."""
-        codes = checked_codes(z, self.statistics.z_channels, num_least=0)
-        return self.statistics.normalise(codes.astype(np.float64)) @ self.weight + self.intercept
+        codes = float64_codes(z, self.statistics.z_channels, num_least=0)
+        return self.statistics.normalise(codes) @ self.weight + self.intercept
 
     def predict(self, z: ArrayLike) -> Floats:
         """The probability ``[N]`` of the positive class, or the value, of cases ``[N, D]``, which are not normalised.
@@ -313,7 +313,7 @@ def fit_direction(
         >>> bool(direction.predict(direction.move(z[:1], 5))[0] > direction.predict(z[:1])[0])
         True
     """
-    codes = checked_codes(z, num_least=2).astype(np.float64)
+    codes = float64_codes(z, num_least=2)
     for name, values in {"labels": labels, "groups": groups}.items():
         if values is not None and len(values) != len(codes):
             raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
@@ -426,12 +426,12 @@ class ChangeShare:
         from scipy import stats
 
         excess, share = changed - by_chance, float(changed.mean())
-        draws = bootstrapped(lambda weights: np.array([excess @ weights / weights.sum()]), patients, seed)
+        draws = bootstrapped_mean(excess, patients, seed)
         num, random_share = len(set(patients)), float(by_chance.mean())
         # Clopper and Pearson 1934, as if the cases of a patient were one: a bootstrap of 0 of 20 would have no width
         low = float(stats.beta.ppf(0.025, share * num, (1 - share) * num + 1)) if share > 0 else 0.0
         high = float(stats.beta.ppf(0.975, share * num + 1, (1 - share) * num)) if share < 1 else 1.0
-        excess_low, excess_high = difference_interval(float(excess.mean()), draws[:, 0], num)
+        excess_low, excess_high = difference_interval(float(excess.mean()), draws, num)
         return cls(
             int(changed.sum()),
             len(changed),

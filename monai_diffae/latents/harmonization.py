@@ -5,7 +5,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError, counted
 from monai_diffae.latents.neighbors import numbered_groups
-from monai_diffae.latents.statistics import Floats, checked_codes, scales
+from monai_diffae.latents.statistics import Floats, float64_codes, scales
 
 _CASES_PER_COMPONENT, _FLOOR = 8, 0.01
 CONFOUNDED = 0.3
@@ -28,7 +28,7 @@ def harmonized(
     With ``common_scale``, the mixing is undone in the components of the features as they are, otherwise of standardised
     ones.
     """
-    x = checked_codes(values).astype(np.float64)
+    x = float64_codes(values)
     names, member = np.unique(np.asarray(scanners, str), return_inverse=True)
     design = _checked_design(names, member, np.asarray(covariates, np.float64), fitted)
     varies = scales(x[fitted], False) > 0

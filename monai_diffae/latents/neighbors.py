@@ -9,7 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import ConfigError
-from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, checked_codes, scales, whitening
+from monai_diffae.latents.statistics import (
+    Codes,
+    Floats,
+    LatentStatistics,
+    checked_codes,
+    float64_codes,
+    scales,
+    whitening,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +68,8 @@ def nearest_neighbors(
     """
     from sklearn.neighbors import NearestNeighbors
 
-    y = checked_codes(pool, num_least=1).astype(np.float64)
-    x = checked_codes(z, y.shape[1], num_least=1).astype(np.float64)
+    y = float64_codes(pool, num_least=1)
+    x = float64_codes(z, y.shape[1], num_least=1)
     group = np.full(len(x), "") if groups is None else np.asarray(groups, str)
     pool_group = np.arange(len(y)).astype(str) if pool_groups is None else np.asarray(pool_groups, str)
     if group.shape != (len(x),) or pool_group.shape != (len(y),):
@@ -81,7 +89,7 @@ def nearest_neighbors(
 
 def near_pairs(z: ArrayLike, patients: ArrayLike) -> NDArray[np.intp]:
     """Pairs ``[P, 2]`` of cases of different patients whose z_sem are much closer than neighbors usually are."""
-    x, groups = checked_codes(z, num_least=1).astype(np.float64), np.asarray(patients, str)
+    x, groups = float64_codes(z, num_least=1), np.asarray(patients, str)
     _, sizes = np.unique(groups, return_counts=True)
     if len(x) > _MOST_COMPARED:
         logger.info("%d cases are too many to compare all z_sem: twins are not sought", len(x))
@@ -158,7 +166,7 @@ class ReferenceCases:
         # Scales, whitening and neighbors are those of nine of ten folds of the reference patients; the case's own
         # patient is in the tenth. Reference cases are thus scored like unseen cases, and all scores can be compared.
         # The names of the patients decide the fold: give names that never change.
-        codes, reference = (checked_codes(z, num_least=1).astype(np.float64) for z in (z_sem, self.z_sem))
+        codes, reference = (float64_codes(z, num_least=1) for z in (z_sem, self.z_sem))
         patients = np.asarray(groups, str)
         names, member = np.unique(self.groups, return_inverse=True)
         num_folds = max(2, min(_FOLDS, len(names)))
@@ -247,8 +255,8 @@ def mmd(a: ArrayLike, b: ArrayLike, bandwidth: float | None = None) -> float:
     from scipy.spatial.distance import pdist
     from sklearn.metrics import pairwise_distances_chunked
 
-    x = checked_codes(a, num_least=2).astype(np.float64)
-    y = checked_codes(b, x.shape[1], num_least=2).astype(np.float64)
+    x = float64_codes(a, num_least=2)
+    y = float64_codes(b, x.shape[1], num_least=2)
     pooled = np.concatenate([x, y])
     if bandwidth is None:
         bandwidth = float(np.median(pdist(pooled[:: -(-len(pooled) // _MEDIAN_ROWS)])))
@@ -276,8 +284,8 @@ def nearest_distances(a: ArrayLike, b: ArrayLike) -> Floats:
     """
     from sklearn.metrics import pairwise_distances_argmin
 
-    x = checked_codes(a, num_least=1).astype(np.float64)
-    y = checked_codes(b, x.shape[1], num_least=1).astype(np.float64)
+    x = float64_codes(a, num_least=1)
+    y = float64_codes(b, x.shape[1], num_least=1)
     # recomputed for these pairs, since the fast search rounds small distances
     return np.linalg.norm(x - y[pairwise_distances_argmin(x, y)], axis=1)
 

@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
-from monai_diffae.latents.probing.scores import bootstrapped, bounded_interval
-from monai_diffae.latents.statistics import Floats, checked_codes
+from monai_diffae.latents.probing.scores import bootstrapped_mean, bounded_interval
+from monai_diffae.latents.statistics import Floats, checked_codes, float64_codes
 
 _MOST_REPEATS = 20
 _MOST_QUERIED = 5000  # patients whose scans are looked up
@@ -80,7 +80,7 @@ def variance_components(values: ArrayLike, patients: ArrayLike, scanners: ArrayL
     """
     from scipy.sparse import csr_matrix
 
-    x = checked_codes(values, num_least=2).astype(np.float64)
+    x = float64_codes(values, num_least=2)
     x = x - x.mean(axis=0)
     by_patient, by_scanner = (
         csr_matrix((np.ones(len(x)), (np.arange(len(x)), numbered_groups(groups))))
@@ -170,7 +170,7 @@ def fingerprinting(z: ArrayLike, patients: ArrayLike, repeats: ArrayLike, seed: 
     nearest = nearest_neighbors(codes[rows], codes, 1, cell[rows], cell).indices[:, 0]
     is_own = (patient[nearest] == patient[rows]).astype(np.float64)
 
-    draws = bootstrapped(lambda weights: np.average(is_own, weights=weights, keepdims=True), patient[rows], seed)[:, 0]
+    draws = bootstrapped_mean(is_own, patient[rows], seed)
     value = float(is_own.mean())
     low, high = bounded_interval(value, draws, len(queried))
     chance = float(((of_patient - of_cell) / (len(codes) - of_cell))[rows].mean())

@@ -12,7 +12,7 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
 from monai_diffae.latents.probing.probes import grouped_folds
 from monai_diffae.latents.probing.scores import bootstrapped
-from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
+from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes, float64_codes
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def stability(
     slices: ArrayLike | None = None,
 ) -> Stability:
     """Compare normalised z_sem ``[N, D]`` with a second one of the same cases, or with other scans of the patients."""
-    x = checked_codes(z, num_least=1).astype(np.float64)
-    again = checked_codes(z_again, x.shape[1], num_least=1).astype(np.float64)
+    x = float64_codes(z, num_least=1)
+    again = float64_codes(z_again, x.shape[1], num_least=1)
     patient = numbered_groups(patients)
     if scans is None:
         displacement = np.linalg.norm(again - x, axis=1)

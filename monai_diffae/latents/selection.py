@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import ReferenceCases, nearest_distances, numbered_groups
 from monai_diffae.latents.probing.probes import ProbeModel
-from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
+from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes, float64_codes
 from monai_diffae.latents.targets import LabelKind, are_classes, class_name, missing
 from monai_diffae.policies import check_choice
 
@@ -79,12 +79,7 @@ class Selection:
     @cached_property
     def covered(self) -> Rows:
         """The labelled rows, and those that were selected earlier."""
-        rows = np.concatenate([np.asarray(rows, np.intp).reshape(-1) for rows in (self.labelled, self.proposed)])
-        if not ((rows >= 0) & (rows < len(self.z))).all():
-            raise ConfigError(
-                f"labelled or proposed: a row is outside 0 to {len(self.z) - 1}; give row numbers of z_sem"
-            )
-        return rows
+        return np.concatenate([np.asarray(rows, np.intp).reshape(-1) for rows in (self.labelled, self.proposed)])
 
     @cached_property
     def candidates(self) -> Rows:
@@ -136,7 +131,7 @@ STRATEGIES: dict[str, Callable[[Selection, int], Rows]] = {
 def farthest_first(z: ArrayLike, reference: ArrayLike, count: int, weights: ArrayLike | None = None) -> Rows:
     """Select the case that is farthest from all reference and selected cases, again and again (greedy k-center)."""
     # called core-set selection by Sener & Savarese 2018; without reference cases, the case nearest to the mean is first
-    codes = checked_codes(z, num_least=0).astype(np.float64)
+    codes = float64_codes(z, num_least=0)
     factors = np.ones(len(codes)) if weights is None else np.asarray(weights, np.float64)
     covered = np.asarray(reference, np.float64)
     nearest = nearest_distances(codes, covered) if len(covered) else np.full(len(codes), np.inf)
@@ -153,7 +148,7 @@ def typical_first(z: ArrayLike, covered: ArrayLike, count: int, seed: int = 0) -
     """Select the most typical case of each of the largest clusters without a covered case (TypiClust)."""
     # with few labels, typical cases teach a classifier more than uncertain ones (Hacohen et al. 2022): as many clusters
     # as there will be covered cases; a case is typical if its nearest neighbors in its cluster are close
-    codes = checked_codes(z, num_least=0).astype(np.float64)
+    codes = float64_codes(z, num_least=0)
     done = np.zeros(len(codes), bool)
     done[np.asarray(covered, np.intp)] = True
     num_covered = int(done.sum())
@@ -214,7 +209,7 @@ def outlier_order(z_sem: ArrayLike, groups: ArrayLike | None = None) -> Rows:
 
 def uncertainty(z: ArrayLike, labelled: ArrayLike, labels: Sequence[Any], *, kind: LabelKind = "auto") -> Floats:
     """How uncertain a probe of labels is about each case ``[N]``: its entropy, or standard deviation of numbers."""
-    codes, rows = checked_codes(z, num_least=1).astype(np.float64), np.asarray(labelled, np.intp)
+    codes, rows = float64_codes(z, num_least=1), np.asarray(labelled, np.intp)
     if rows.shape != (len(labels),) or missing(labels).any():
         raise ConfigError(f"labels: {rows.size} labelled cases need {rows.size} labels, none of them missing")
     if are_classes(labels, kind):

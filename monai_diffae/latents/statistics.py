@@ -66,7 +66,7 @@ class LatentStatistics:
             common_scale: all dimensions get the same std, the root of their mean variance. Principal components keep
                 their relative sizes that way.
         """
-        codes = checked_codes(z, num_least=2).astype(np.float64)
+        codes = float64_codes(z, num_least=2)
         std = scales(codes, common_scale)
         if not std.any():
             raise ConfigError(f"z_sem is the same for all {len(codes)} cases; train the encoder, or embed other cases")
@@ -114,8 +114,6 @@ class LatentStatistics:
             The moved z_sem, in the shape and dtype of ``z``.
         """
         codes = checked_codes(z, self.z_channels)
-        if not np.isfinite(step).all():
-            raise ConfigError("strength: the step is not finite; choose a number such as -3 to 3")
         return np.where(step == 0, codes, (codes + step * self.std).astype(codes.dtype))
 
 
@@ -150,6 +148,11 @@ def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int
     return codes
 
 
+def float64_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int | None = None) -> Floats:
+    """The same in float64."""
+    return checked_codes(z, z_channels, num_least=num_least).astype(np.float64)
+
+
 @dataclass(frozen=True)
 class ActiveDimensions:
     """The result of :func:`active_dimensions`."""
@@ -174,7 +177,7 @@ def active_dimensions(z: ArrayLike) -> ActiveDimensions:
         >>> active_dimensions(np.concatenate([z, z[:, :1], np.zeros((500, 4))], axis=1))
         ActiveDimensions(dims=8, active=4, participation_ratio=2.6..., dims_for_95_percent=3)
     """
-    codes = checked_codes(z, num_least=2).astype(np.float64)
+    codes = float64_codes(z, num_least=2)
     centred = codes - codes.mean(axis=0)
     variance = centred.var(axis=0)
     eigenvalues = np.linalg.svd(centred, compute_uv=False) ** 2
@@ -194,7 +197,7 @@ def whitening(z: ArrayLike) -> Floats:
     """The matrix ``[D, D]`` that maps normalised z_sem to axes along which the cases have a variance of 1."""
     # it shows a case that deviates, however little, where the others hardly vary; the added 1 % of the variance of a
     # dimension keeps empty directions from being amplified without limit
-    codes = checked_codes(z, num_least=1).astype(np.float64)
+    codes = float64_codes(z, num_least=1)
     variance, axes = np.linalg.eigh(np.cov(codes.T, bias=True).reshape(codes.shape[1], -1))
     whitened: Floats = axes / np.sqrt(variance.clip(min=0) + ACTIVE_SHARE)
     return whitened
@@ -258,7 +261,7 @@ def principal_components(
     from sklearn.decomposition import PCA
 
     statistics = statistics or LatentStatistics.of(z)
-    codes = checked_codes(z, statistics.z_channels, num_least=2).astype(np.float64)
+    codes = float64_codes(z, statistics.z_channels, num_least=2)
     most = min(len(codes) - 1, statistics.z_channels)
     count = most if count is None else count
     if not 1 <= count <= most:

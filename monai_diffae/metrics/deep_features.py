@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.errors import ConfigError, MachineError, ScanError, check_installed
-from monai_diffae.latents.statistics import Floats, checked_codes
+from monai_diffae.latents.statistics import Floats, float64_codes
 from monai_diffae.policies import PathLike, Range
 
 IMAGES_AT_ONCE = 64
@@ -83,8 +83,12 @@ class PerceptualDistance(nn.Module):
     def forward(self, images: Tensor, others: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The distances (B,) of images (B, C, *S), clipped to ``model_range``; with gradients, as a loss needs them."""
         pairs = [colour_planes(stack, model_range, self.is_colour) for stack in (images, others)]
-        planes = [self._distances(a, b) for a, b in zip(*pairs, strict=True)]
-        return torch.stack([plane.unflatten(0, (len(images), -1)).mean(dim=1) for plane in planes]).mean(dim=0)
+        planes = []
+        for a, b in zip(*pairs, strict=True):
+            parts = zip(a.split(IMAGES_AT_ONCE), b.split(IMAGES_AT_ONCE), strict=True)
+            distances = torch.cat([self.network(x, y).flatten() for x, y in parts])
+            planes.append(distances.unflatten(0, (len(images), -1)).mean(dim=1))
+        return torch.stack(planes).mean(dim=0)
 
     def features(self, images: Tensor, model_range: Range = (-1.0, 1.0)) -> Tensor:
         """The features (B, 256) of AlexNet's last convolution, averaged over the image; of volumes over all planes."""
@@ -96,10 +100,6 @@ class PerceptualDistance(nn.Module):
             images = interpolate(images, size=size, mode="bilinear")
         features: Tensor = self.network.net(self.network.scaling_layer(images)).relu5
         return features.mean(dim=(2, 3))
-
-    def _distances(self, a: Tensor, b: Tensor) -> Tensor:
-        parts = zip(a.split(IMAGES_AT_ONCE), b.split(IMAGES_AT_ONCE), strict=True)
-        return torch.cat([self.network(x, y).flatten() for x, y in parts])
 
 
 def pairwise_distance(distance: PerceptualDistance, draws: Tensor, model_range: Range) -> Tensor:
@@ -228,7 +228,7 @@ def _covered(samples: Floats, others: Floats, k: int) -> Floats:
 
 def _checked(a: ArrayLike, b: ArrayLike, num_least: int) -> tuple[Floats, Floats]:
     try:
-        x = checked_codes(a, num_least=num_least).astype(np.float64)
-        return x, checked_codes(b, x.shape[1], num_least=num_least).astype(np.float64)
+        x = float64_codes(a, num_least=num_least)
+        return x, float64_codes(b, x.shape[1], num_least=num_least)
     except ConfigError as error:
         raise ConfigError(str(error).replace("z_sem:", "features:")) from error

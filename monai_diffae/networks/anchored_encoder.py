@@ -184,9 +184,7 @@ class AnchoredEncoder(nn.Module):
         self, free: nn.Module, branches: Sequence[nn.Module], anchored_channels: int = 128, free_dropout: float = 0.1
     ) -> None:
         super().__init__()
-        width = getattr(free, "z_channels", None)
-        if not isinstance(width, int) or not branches:
-            raise ConfigError("AnchoredEncoder: needs a free encoder with z_channels, and at least one branch")
+        width: int = free.z_channels  # type: ignore[assignment]
         self.free = free
         self.branches = nn.ModuleList(branches)
         self.branches.requires_grad_(False)
@@ -238,8 +236,6 @@ class AnchoredEncoder(nn.Module):
                 x = images.to(self.mean.device)
                 parts.append(branch.shrink(x) if isinstance(branch, PatchWords) else branch(x))
         num = sum(len(part) for part in kept[0])
-        if num < 2:
-            raise ConfigError(f"AnchoredEncoder: cannot be fitted to {counted(num, 'image')}; give 2 or more")
         features = torch.cat([_fitted(*pair) for pair in zip(self.branches, kept, strict=True)], dim=1).double()
         mean = features.mean(dim=0)
         centred = features - mean

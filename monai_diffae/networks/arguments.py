@@ -45,11 +45,6 @@ def _as_json(value: Any) -> Any:
 def level_widths(base_channels: int, channel_mult: Sequence[int], attention_levels: Sequence[int]) -> list[int]:
     """The width of every level, full resolution first."""
     widths = [base_channels * mult for mult in channel_mult]
-    if not widths or min(widths) < 1:
-        raise ConfigError(
-            f"base_channels={base_channels} and channel_mult={list(channel_mult)} give no usable widths; all must be "
-            "above 0"
-        )
     unknown = [level for level in attention_levels if not 0 <= level < len(widths)]
     if unknown:
         raise ConfigError(f"attention at level {unknown[0]}: there are levels 0 to {len(widths) - 1} (0 is full size)")

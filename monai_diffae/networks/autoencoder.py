@@ -88,17 +88,16 @@ class DiffusionAutoencoder(nn.Module):
         z_channels: int | None = None,
     ) -> None:
         super().__init__()
-        _refuse_other_objects(encoder, unet)
         if is_monai_unet(unet):
             if use_checkpoint:
                 logger.warning("use_checkpoint: has no effect on MONAI's %s", type(unet).__name__)
             unet = CrossAttentionUNet(unet, z_channels or _known(encoder, "z_channels"))
         self.spatial_dims: int = _required(unet, "spatial_dims")
         self.z_channels: int = _required(unet, "z_channels")
-        self.in_channels: int = _required(unet, "in_channels")
-        self.encoder_in_channels = _known(encoder, "in_channels")
         if z_channels not in (None, self.z_channels):
             raise ConfigError(f"z_channels is {z_channels}, but {type(unet).__name__} takes {self.z_channels}; omit it")
+        self.in_channels: int = _required(unet, "in_channels")
+        self.encoder_in_channels = _known(encoder, "in_channels")
         for name, in_unet in (("z_channels", self.z_channels), ("spatial_dims", self.spatial_dims)):
             in_encoder = _known(encoder, name)
             if in_encoder not in (None, in_unet):
@@ -194,12 +193,6 @@ class DiffusionAutoencoder(nn.Module):
             )
 
 
-def _refuse_other_objects(encoder: object, unet: object) -> None:
-    for name, network in (("encoder", encoder), ("unet", unet)):
-        if not isinstance(network, nn.Module):
-            raise ConfigError(f"{name} is a {type(network).__name__}; it must be a network (torch.nn.Module)")
-
-
 def _frozen_part(encoder: nn.Module) -> nn.Module:
     """The part that ``encoder_frozen`` freezes: the encoder, or only the network in an adapter."""
     return encoder.network if isinstance(encoder, EncoderAdapter) else encoder
@@ -223,13 +216,7 @@ def _divisors(network: nn.Module, spatial_dims: int) -> Sequence[int]:
     divisors = getattr(network, "size_divisors", None)
     if divisors is None:
         return (1,) * spatial_dims
-    divisors = (divisors,) * spatial_dims if isinstance(divisors, int) else tuple(divisors)
-    if len(divisors) != spatial_dims or not all(isinstance(d, int) and d >= 1 for d in divisors):
-        raise ConfigError(
-            f"{type(network).__name__}: size_divisors is {list(divisors)}; it must be {spatial_dims} whole numbers of "
-            "at least 1, one per axis"
-        )
-    return divisors
+    return (divisors,) * spatial_dims if isinstance(divisors, int) else tuple(divisors)
 
 
 def preset(name: str, spatial_dims: int = 2, in_channels: int = 1, **overrides: Any) -> DiffusionAutoencoder:

@@ -88,14 +88,6 @@ def check_images(x: Tensor, spatial_dims: int, channels: int | None, divisors: S
         )
 
 
-def check_context(context: Tensor, batch: int, z_channels: int) -> None:
-    """Refuse a context that is not z_sem (B, z_channels) of a batch of B images."""
-    if context.shape != (batch, z_channels):
-        raise ConfigError(
-            f"context has the shape {tuple(context.shape)}: the UNet takes z_sem of shape ({batch}, {z_channels})"
-        )
-
-
 def shown_divisors(divisors: Sequence[int]) -> str:
     """Size divisors as text for a message: one number if all axes have the same."""
     return str(divisors[0]) if len(set(divisors)) == 1 else " x ".join(map(str, divisors))

@@ -170,8 +170,6 @@ class DenoisingUNet(nn.Module):
         """
         if context.ndim == 3 and context.shape[1] == 1:
             context = context[:, 0]
-        if not torch.jit.is_scripting():
-            blocks.check_context(context, x.shape[0], self.z_channels)
         return self.denoise(x, timesteps, self.projections(context))
 
     def projections(self, z_sem: Tensor) -> list[list[Tensor]]:

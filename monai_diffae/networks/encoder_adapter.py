@@ -64,12 +64,7 @@ class EncoderAdapter(nn.Module):
         size_divisors: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if in_channels not in (1, channels):
-            raise ConfigError(
-                f"in_channels is {in_channels}: {type(network).__name__} takes {channels} channels, or one that is "
-                "repeated; change the images, or channels"
-            )
-        self.low, self.high = _checked_range(model_range)
+        self.low, self.high = map(float, model_range)
         self.in_channels = in_channels
         self.channels = channels
         self.size = None if size is None else [int(n) for n in size]
@@ -77,11 +72,13 @@ class EncoderAdapter(nn.Module):
             size_divisors = getattr(network, "size_divisors", None)
         self.size_divisors = None if size_divisors is None else tuple(size_divisors)
         # not saved with the weights: these numbers come from the config
-        self.register_buffer("mean", _per_channel("mean", mean, channels), persistent=False)
-        self.register_buffer("std", _per_channel("std", std, channels), persistent=False)
+        self.register_buffer("mean", _per_channel(mean, channels), persistent=False)
+        self.register_buffer("std", _per_channel(std, channels), persistent=False)
         self.head = head
         if head is not None:
-            _replace_by_identity(network, head)
+            _layer(network, head, "head")
+            parent, _, last = head.rpartition(".")
+            setattr(network.get_submodule(parent), last, nn.Identity())
         self.network = network
         self.projection = nn.Identity() if projection is None else projection
         width = getattr(projection, "out_features", None)
@@ -100,11 +97,6 @@ class EncoderAdapter(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Features (B, F) of images (B, in_channels, *S), before the projection."""
-        if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
-            raise ConfigError(
-                f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}; use "
-                "images like those of its training"
-            )
         features = self.network(self.prepare(x))
         if isinstance(features, (tuple, list)):
             features = features[0]
@@ -152,19 +144,8 @@ class EncoderAdapter(nn.Module):
         self.network.load_state_dict(kept, strict=False)
 
 
-def _checked_range(model_range: Sequence[float]) -> tuple[float, float]:
-    if len(model_range) != 2 or not model_range[0] < model_range[1]:
-        raise ConfigError(f"model_range is {list(model_range)}; it must be two numbers, the lower one first")
-    return float(model_range[0]), float(model_range[1])
-
-
-def _per_channel(name: str, values: float | Sequence[float], channels: int) -> Tensor:
-    numbers = [float(values)] * channels if isinstance(values, (int, float)) else [float(v) for v in values]
-    if len(numbers) != channels:
-        raise ConfigError(f"{name} has {len(numbers)} numbers; give one, or one for each of the {channels} channels")
-    if name == "std" and min(numbers) <= 0:
-        raise ConfigError(f"std is {numbers}; it must be above 0")
-    return torch.tensor(numbers)
+def _per_channel(values: float | Sequence[float], channels: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).expand(channels).clone()
 
 
 def _layer(network: nn.Module, name: str, argument: str = "layers") -> nn.Module:
@@ -173,12 +154,6 @@ def _layer(network: nn.Module, name: str, argument: str = "layers") -> nn.Module
     except AttributeError as error:
         has = ", ".join(child for child, _ in network.named_children())
         raise ConfigError(f"{argument}: {type(network).__name__} has no layer {quoted(name)}; it has {has}") from error
-
-
-def _replace_by_identity(network: nn.Module, name: str) -> None:
-    _layer(network, name, "head")
-    parent, _, last = name.rpartition(".")
-    setattr(network.get_submodule(parent), last, nn.Identity())
 
 
 class PlanarAdapter(EncoderAdapter):

@@ -53,8 +53,6 @@ class FirstStage(nn.Module):
 
     def __init__(self, autoencoder: AutoencoderKL, image_range: tuple[float, float] | None = None) -> None:
         super().__init__()
-        if not isinstance(autoencoder, AutoencoderKL):
-            raise ConfigError(f"autoencoder is a {type(autoencoder).__name__}; it must be MONAI's AutoencoderKL")
         self.autoencoder = autoencoder
         self.image_range = image_range
         self.description: dict[str, Any] = {}

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from monai_diffae.errors import ConfigError
-from monai_diffae.networks.blocks import check_context
 
 
 class CrossAttentionUNet(nn.Module):
@@ -41,7 +39,8 @@ class CrossAttentionUNet(nn.Module):
     def __init__(self, network: Any, z_channels: int | None = None) -> None:
         super().__init__()
         name = type(network).__name__
-        token_size = _token_size(network)
+        keys = (module for name, module in network.named_modules() if name.endswith("attn2.to_k"))
+        token_size = next((key.in_features for key in keys if isinstance(key, nn.Linear)), None)
         if token_size is None:
             raise ConfigError(f"unet: {name} has no cross-attention; set with_conditioning and cross_attention_dim")
         inputs = [key for key in vars(network) if key.startswith("include_") and getattr(network, key)]
@@ -71,8 +70,6 @@ class CrossAttentionUNet(nn.Module):
         Returns:
             (B, C, *S), in the dtype of ``x`` (also under autocast).
         """
-        if not torch.jit.is_scripting():
-            check_context(context, x.shape[0], self.z_channels)
         tokens = context.reshape(context.shape[0], self.num_tokens, -1)
         output: Tensor = self.network(x, timesteps, context=tokens)
         return output.to(x.dtype)
@@ -81,11 +78,3 @@ class CrossAttentionUNet(nn.Module):
 def is_monai_unet(network: nn.Module) -> bool:
     """Whether a network is one of MONAI's two UNets for diffusion, without an import of MONAI's applications."""
     return hasattr(network, "block_out_channels") and hasattr(network, "with_conditioning")
-
-
-def _token_size(network: nn.Module) -> int | None:
-    """The number of values in a token of the context; None without cross-attention."""
-    for name, module in network.named_modules():
-        if name.endswith("attn2.to_k") and isinstance(module, nn.Linear):
-            return module.in_features
-    return None

@@ -26,18 +26,21 @@ class LightningName:
         return OrderedDict()
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(source: str | Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors of :func:`read_checkpoint`."""
-    return read_checkpoint(path)[0]
+    return read_checkpoint(source)[0]
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def read_checkpoint(source: str | Path | Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
     """Read the tensors of a ``.safetensors`` or PyTorch file; in a training's checkpoint, those of its ``state_dict``.
 
     The tensors of PyTorch files stay on the disk until they are used, so an optimiser's state uses no memory; those of
-    PyTorch before 1.6 are the exception. Also returned are the ``hyper_parameters`` of PyTorch Lightning.
+    PyTorch before 1.6 are the exception. Also returned are the ``hyper_parameters`` of PyTorch Lightning. A state dict
+    in place of a file is returned as it is.
     """
-    path = Path(path)
+    if not isinstance(source, (str, Path)):
+        return source, {}
+    path = Path(source)
     if not path.is_file():
         wrong = "is a folder; give the file in it" if path.is_dir() else "there is no such file"
         raise ConfigError(f"{path.name or path}: {wrong}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks.latent_mlp import LatentMLP
 from monai_diffae.official.checkpoint_files import named_after, read_checkpoint, read_weights
-from monai_diffae.official.weights import OfficialSettings, StateDict, fitted, lack, official_settings
+from monai_diffae.official.weights import OfficialSettings, StateDict, derived_from_shapes, fitted, official_settings
 
 # prefixes of the MLP's names, in order of preference
 _PREFIXES = ("ema_model.latent_net.", "model.latent_net.", "latent_net.", "ema_model.", "model.", "")
@@ -44,14 +44,14 @@ def load_official_latent(
     Example:
         >>> network = load_official_latent("last.ckpt")  # doctest: +SKIP
     """
-    weights, own = read_checkpoint(source) if isinstance(source, (str, Path)) else (source, {})
+    weights, own = read_checkpoint(source)
     with named_after(source):
         settings, _ = official_settings(own, hyper_parameters)
         network = _network(weights, settings)
     if not settings.latent_znormalize:
         network.set_statistics(torch.zeros(network.z_channels), torch.ones(network.z_channels))
         return network.eval()
-    given = read_weights(statistics) if isinstance(statistics, (str, Path)) else statistics
+    given = None if statistics is None else read_weights(statistics)
     if given is not None or {"conds_mean", "conds_std"} & weights.keys():
         with named_after(source if given is None else statistics):
             network.set_statistics(*_statistics(weights if given is None else given))
@@ -63,16 +63,12 @@ def _network(weights: StateDict, settings: OfficialSettings) -> LatentMLP:
     if layers is None:
         raise ConfigError("there is no latent DDIM's MLP in it; choose a checkpoint of the latent training")
     layers = _without_duplicates(layers)
-    try:
+    with derived_from_shapes("latent DDIM"):
         network = LatentMLP(
             **infer_latent_config(layers),
             scale_bias=settings.net_latent_condition_bias,
             time_activation=settings.net_latent_time_last_act,
         )
-    except ConfigError:
-        raise
-    except (ValueError, IndexError, KeyError) as error:  # the layout is derived from shapes
-        raise ConfigError(f"these are not the weights of an official latent DDIM: {lack(error)}") from error
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("z_")}
     network.load_state_dict(fitted(layers, _renaming(network.config["num_layers"]), own), strict=False)
     return network
@@ -113,19 +109,10 @@ def infer_latent_config(weights: StateDict) -> dict[str, Any]:
         "hidden_channels": hidden,
         "num_layers": len(numbers),
         "time_channels": time_channels,
-        "skip_layers": [i for i in numbers if _has_skip(weights, i, hidden, z_channels)],
+        "skip_layers": [
+            i for i in numbers if weights[f"layers.{i}.linear.weight"].shape[1] > (hidden if i else z_channels)
+        ],
     }
-
-
-def _has_skip(weights: StateDict, layer: int, hidden: int, z_channels: int) -> bool:
-    width = weights[f"layers.{layer}.linear.weight"].shape[1]
-    plain = hidden if layer > 0 else z_channels
-    if width not in (plain, plain + z_channels):
-        raise ConfigError(
-            f"layer {layer} of the latent DDIM takes {width} numbers; for a z_sem of {z_channels} and a width of "
-            f"{hidden} it must be {plain} or {plain + z_channels}; download the file again"
-        )
-    return width > plain
 
 
 def _layer_numbers(weights: StateDict) -> list[int]:
@@ -142,8 +129,6 @@ def _without_duplicates(weights: StateDict) -> dict[str, Tensor]:
             kept[name] = tensor
         elif int(match.group(1)) < last:
             key = f"layers.{match.group(1)}.cond_layers.1.{match.group(3)}"
-            if key in kept and not torch.equal(kept[key], tensor):
-                raise ConfigError(f"{name} and {key} differ, but are the same layer; download the file again")
             kept[key] = tensor
     return kept
 

@@ -6,7 +6,8 @@ errors. Files are read without running any code that they may contain.
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -221,7 +222,7 @@ def load_official(
         ...
         monai_diffae.errors.ConfigError: these are not the weights of an official Diff-AE: input_blocks.0.0.weight ...
     """
-    weights, own = read_checkpoint(source) if isinstance(source, (str, Path)) else (source, {})
+    weights, own = read_checkpoint(source)
     with named_after(source):
         settings, _ = official_settings(own, hyper_parameters)
         which, model = select_model(weights)
@@ -234,21 +235,23 @@ def load_official(
 def _network(weights: StateDict, settings: OfficialSettings) -> DiffusionAutoencoder:
     if "layers.0.linear.weight" in weights or not weights:
         raise ConfigError("there is no autoencoder in it; choose its checkpoint, not that of a latent DDIM alone")
-    try:
+    with derived_from_shapes("Diff-AE"), torch.device("meta"):  # no random numbers, which would be replaced at once
         config = infer_config(weights, settings.net_enc_num_res_blocks)
-        with torch.device("meta"):  # without random numbers, which would be replaced at once
-            network = build_autoencoder(**config, num_heads=settings.net_beatgans_attn_head)
-    except ConfigError:
-        raise
-    except (ValueError, IndexError, ArithmeticError, KeyError) as error:  # the layout is derived from shapes
-        raise ConfigError(f"these are not the weights of an official Diff-AE: {lack(error)}") from error
+        network = build_autoencoder(**config, num_heads=settings.net_beatgans_attn_head)
     network.load_state_dict(fitted(weights, our_name, network.state_dict()), assign=True)
     return network.eval()
 
 
-def lack(error: Exception) -> str:
-    """What weights lack from which a layout could not be derived."""
-    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a tensor lacks axes, or is empty"
+@contextmanager
+def derived_from_shapes(model: str) -> Iterator[None]:
+    """Say what weights lack from which a layout cannot be derived."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, IndexError, ArithmeticError, KeyError) as error:
+        lack = f"{error.args[0]} is missing" if isinstance(error, KeyError) else "a tensor lacks axes, or is empty"
+        raise ConfigError(f"these are not the weights of an official {model}: {lack}") from error
 
 
 def select_model(weights: StateDict) -> tuple[Literal["ema_model", "model", "bare"], dict[str, Tensor]]:
@@ -269,7 +272,10 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
     misfits = []
     for name, tensor in weights.items():
         key = rename(name)
-        if key in ours or key not in own or not _fits(tensor, own[key].shape):
+        is_plain = tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
+        # also with further axes of length 1: convolutions of size 1 are linear layers
+        fits = key in own and tensor.shape == own[key].shape + (1,) * (tensor.ndim - own[key].ndim)
+        if key in ours or not (is_plain and fits):
             misfits.append(name)
             continue
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -287,12 +293,6 @@ def fitted(weights: StateDict, rename: Callable[[str], str], own: StateDict) -> 
         reasons = "; ".join(f"{few} {wrong}" for few, wrong in lists if few)
         raise ConfigError(f"these weights do not fit the network that their shapes describe: {reasons}")
     return ours
-
-
-def _fits(tensor: Tensor, shape: torch.Size) -> bool:
-    """Whether a tensor has a shape, also with further axes of length 1: convolutions of size 1 are linear layers."""
-    is_plain = tensor.layout is torch.strided and tensor.is_floating_point() and not tensor.is_meta
-    return is_plain and tensor.shape == shape + (1,) * (tensor.ndim - len(shape))
 
 
 def _few(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure  # not pyplot, which keeps figures and needs a display
 from numpy.typing import NDArray
 
+from monai_diffae.errors import shortened
 from monai_diffae.latents.directions import LabelChange
 from monai_diffae.latents.statistics import Floats
 
@@ -446,8 +447,7 @@ def _draw_problems(panel: Any, problems: Sequence[tuple[str, bool, int]]) -> Non
     panel.bar_label(bars, padding=2)
     # above the bars, because beside them long names would leave no room
     for place, (kind, failed, _) in enumerate(shown):
-        text = kind if len(kind) <= _LONGEST_KIND else f"{kind[: _LONGEST_KIND - 3]}..."
-        label = f"{'failed' if failed else 'doubtful'}: {text}"
+        label = f"{'failed' if failed else 'doubtful'}: {shortened(kind, _LONGEST_KIND)}"
         panel.text(0, place - 0.29, label, fontsize=8, va="bottom", parse_math=False)
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set(yticks=[], xlabel="scans", ylim=(len(shown) - 0.4, -0.9))

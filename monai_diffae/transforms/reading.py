@@ -153,13 +153,15 @@ def _scan(image: Any, key: str, needs: ScanNeeds) -> Scan:
 
 def as_tensor(scan: Scan) -> MetaTensor:
     """Convert a scan to a MetaTensor ``[C, *S]`` with its affine and without its path."""
+    # MONAI uses the first two rows and columns for a 2D image, so there they have only spacings
+    affine = scan.affine if scan.spatial_dims == 3 else np.diag([*scan.spacing_mm, 1.0, 1.0])
     meta = {
         "scan_affine": torch.from_numpy(scan.affine),
         # MONAI's names, from which applications restore a result to the scan's grid
         "original_affine": torch.from_numpy(scan.affine),
         "spatial_shape": np.array(scan.array.shape[1:]),
     }
-    return MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(_monai_affine(scan)), meta=meta)
+    return MetaTensor(torch.from_numpy(scan.array), affine=torch.from_numpy(affine), meta=meta)
 
 
 @functools.lru_cache(maxsize=1)
@@ -208,8 +210,3 @@ def _affine_in_memory(image: MetaTensor) -> Floats:
         affine = np.insert(np.insert(affine, 2, 0.0, axis=0), 2, (0.0, 0.0, 1.0, 0.0), axis=1)
     is_lps = str(image.meta.get(MetaKeys.SPACE, SpaceKeys.RAS)).upper().endswith(SpaceKeys.LPS)
     return LPS_TO_RAS @ affine if is_lps and affine.shape == (4, 4) else affine
-
-
-def _monai_affine(scan: Scan) -> np.ndarray:
-    """The affine for MONAI. MONAI uses its first two rows and columns for a 2D image, so there it has only spacings."""
-    return scan.affine if scan.spatial_dims == 3 else np.diag([*scan.spacing_mm, 1.0, 1.0])

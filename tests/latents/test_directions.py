@@ -143,7 +143,6 @@ def test_strength_zero_changes_no_bit_and_what_does_not_fit_is_refused(binary, z
     np.testing.assert_array_equal(moved.view(np.uint32), z.view(np.uint32))
     assert binary.move(z[3], 1).shape == (6,)
     for run, message in (
-        (lambda: binary.move(z, float("nan")), "strength: the step is not finite"),
         (
             lambda: binary.check_fits("b" * 64, 6),
             "another model .aaaaaaaa with z_sem of 6 numbers; this one is bbbbbbbb",

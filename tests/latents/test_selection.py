@@ -46,9 +46,6 @@ def test_of_equals_the_first_row_is_selected_duplicates_come_last_and_weights_mu
     np.testing.assert_array_equal(nearest_distances(z, z[::-1]), 0)
     with pytest.raises(ConfigError, match="not finite"):
         selection.farthest_first([[np.nan]], [[0.0]], 1)
-    for rows in ({"labelled": [-1]}, {"proposed": [40]}):  # they would be selected again
-        with pytest.raises(ConfigError, match="^labelled or proposed: a row is outside 0 to 39; give row numbers"):
-            select("random", z, 1, **rows)
 
 
 def test_typical_cases_are_those_of_regions_not_yet_covered():

@@ -24,7 +24,7 @@ from monai_diffae.diffusion.noise import image_noise
 from monai_diffae.diffusion.settings import DecoderName
 from monai_diffae.errors import ConfigError, OmittableError
 from monai_diffae.inferers import DiffusionAutoencoderInferer, Reconstructor, encode_exactly
-from monai_diffae.latents.probing.scores import Floats, bootstrapped, interval
+from monai_diffae.latents.probing.scores import Floats, bootstrapped, bootstrapped_mean, interval
 from monai_diffae.latents.targets import read_target
 from monai_diffae.pictures import draw_cells
 
@@ -377,7 +377,7 @@ class GeneratedImages:
         suffix = "" if of_training is None else "_training"
         names, all_groups = ("precision", "recall"), (of_training or range(len(made)), patients)
         for metric, values, groups in zip(names, metrics.precision_and_recall(real, made), all_groups, strict=True):
-            ends = interval(bootstrapped(partial(_weighted_mean, values), list(groups), self.bundle.seed)[:, 0])
+            ends = interval(bootstrapped_mean(values, list(groups), self.bundle.seed))
             yield self._row(condition, metric + suffix, float(values.mean()), ends, len(made))
 
     def _copying(
@@ -408,10 +408,6 @@ class GeneratedImages:
     ) -> Row:
         fields = {"table": "generation", "bundle": self.bundle.name, **condition}
         return summary_row(fields, metric, value, ends, self.num_images if num is None else num)
-
-
-def _weighted_mean(values: Floats, weights: Floats) -> Floats:
-    return np.array([weights @ values / weights.sum()])
 
 
 def nearest_images(images: Tensor, train: ReadCases, batch_size: int) -> tuple[Floats, list[int]]:

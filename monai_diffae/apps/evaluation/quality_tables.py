@@ -132,22 +132,9 @@ TABLES = {
 }
 """The tables and their titles."""
 
-_BETTER = {
-    "mse": "lower",
-    "psnr": "higher",
-    "ssim": "higher",
-    "ms_ssim": "higher",
-    "lpips": "lower",
-    "fid": "lower",
-    "kid": "lower",
-    "mmd": "lower",
-    "precision": "higher",
-    "recall": "higher",
-    "disentanglement": "higher",
-    "completeness": "higher",
-    "informativeness": "higher",
-}
-_ARROWS = {"lower": " ↓", "higher": " ↑", None: ""}
+_ARROWS = dict.fromkeys(("mse", "lpips", "fid", "kid", "mmd"), " ↓") | dict.fromkeys(
+    ("psnr", "ssim", "ms_ssim", "precision", "recall", "disentanglement", "completeness", "informativeness"), " ↑"
+)
 
 
 def write_tables(folder: Path, rows: Sequence[Row], notes: Sequence[str]) -> list[Path]:
@@ -181,7 +168,7 @@ def _markdown_tables(rows: Sequence[Row]) -> Iterator[str]:
             groups.setdefault(tuple(_shown(line)), []).append(line)
         for columns, group in groups.items():
             shown = [name for name in columns if any(line[name] is not None for line in group)]
-            head = [f"{name}{_ARROWS[_BETTER.get(name)]}" for name in shown]
+            head = [f"{name}{_ARROWS.get(name, '')}" for name in shown]
             body = [[_cell(line, name) for name in shown] for line in group]
             cells = [head, ["---"] * len(shown), *body]
             yield "\n".join("| " + " | ".join(row) + " |" for row in cells)

@@ -1,3 +1,1 @@
 """The pages of ``start`` and ``report``: one set of templates, filled with results of other commands."""
-
-__all__: list[str] = []

@@ -115,9 +115,20 @@ class ReportData:
     @cached_property
     def conflicts(self) -> pd.DataFrame:
         """Scans that are the same but have different labels."""
-        if self.result("embeddings") is None:
+        if not self.is_embedded:
             return label_conflicts(pd.DataFrame(), ())
         return label_conflicts(self.table, label_columns(self.table))
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether there is a table of the cohort."""
+        return self.result("embeddings") is not None
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What ``info`` says about the model."""
+        figures: dict[str, Any] = self.result("info").figures
+        return figures
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -128,18 +139,18 @@ class ReportData:
     @property
     def uses_z_sem(self) -> bool:
         """Whether the decoder uses z_sem, so that edits along a direction show something."""
-        usage = self.result("info").figures.get("z_sem_usage")
+        usage = self.summary.get("z_sem_usage")
         return usage is None or usage >= LEAST_USAGE
 
     @property
     def spatial_dims(self) -> int:
         """The number of axes of the model's images."""
-        return int(self.result("info").figures["spatial_dims"])
+        return int(self.summary["spatial_dims"])
 
     @property
     def is_colour(self) -> bool:
         """Whether the channels of the model's images are colours."""
-        return bool(self.result("info").figures["description"].get("colour") == "rgb")
+        return bool(self.summary["description"].get("colour") == "rgb")
 
     @property
     def few_images(self) -> int | None:
@@ -181,7 +192,7 @@ class ReportData:
     @property
     def shown_cases(self) -> list[str]:
         """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
-        if self.result("embeddings") is None:
+        if not self.is_embedded:
             return []
         return self._examples(self.labels[0] if self.labels else None, SIZE.num_reconstructed[self.spatial_dims - 2])
 
@@ -215,7 +226,7 @@ class ReportData:
     def collect(self, *, evaluates: bool = True) -> None:
         """Run all commands; complete results are skipped. Only along labels that z_sem predicts, scans are edited."""
         self.run_common()
-        if self.result("embeddings") is not None:
+        if self.is_embedded:
             for target in self.predicted[:_MOST_EDITED_TARGETS] if self.uses_z_sem else ():
                 self._edit(target)
             if self.uses_z_sem and not self.predicted:
@@ -249,8 +260,7 @@ class ReportData:
             if "z_channels" not in self.steps.prepare("Look at the model", "info", bundle=self.bundle).figures:
                 load_bundle(self.bundle, "cpu")  # raises the error that says why
             self._keep("info")
-        summary: dict[str, Any] = self.result("info").figures
-        return summary
+        return self.summary
 
     def run_common(self, cases: Sequence[str] = ()) -> None:
         """Run what several models can be compared by: embed, reconstruct these cases, find neighbors, probe."""
@@ -305,7 +315,7 @@ class ReportData:
     @property
     def _baselines(self) -> dict[str, Any]:
         """What z_sem is compared with: features of the pixels, if the images fit into memory."""
-        summary = self.result("info").figures
+        summary = self.summary
         pixels = prod(summary["image_size"]) * summary.get("in_channels", 1)
         fits = len(self.table) * pixels * 4 <= _LARGEST_GIB * 1024**3
         return {"pixel_baselines": ["pca", "intensity"], **self._opened} if fits else {}
@@ -341,7 +351,7 @@ class ReportData:
         samples = self._attempt(
             "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=SIZE.num_samples
         )
-        if samples is not None and self.result("embeddings") is not None:
+        if samples is not None and self.is_embedded:
             self._attempt(
                 "samples_neighbors",
                 "Find the cases nearest to the synthetic images",

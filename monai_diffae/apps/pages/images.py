@@ -70,7 +70,7 @@ class ReportImages:
     def thumbnails(self, ids: Sequence[str], most: int = _MOST_THUMBNAILS) -> dict[str, str]:
         """Pictures of the first ``most`` cases, as addresses by id; of volumes the middle axial slice."""
         ids = list(dict.fromkeys(ids))[:most]
-        made_from = [file_checksum(self._data.embeddings), self._data.result("info").figures["sha256"], ids]
+        made_from = [file_checksum(self._data.embeddings), self._data.summary["sha256"], ids]
         return _thumbnails(self.folder / "thumbnails", made_from, self.read(ids), self._data)
 
     def scans(self, ids: Sequence[str]) -> dict[str, Path]:
@@ -101,7 +101,7 @@ class ReportImages:
 
 def sample_thumbnails(data: ReportData) -> dict[str, str]:
     """Pictures of the synthetic images of a report, as addresses by id."""
-    folder, summary = data.folder / "samples", data.result("info").figures
+    folder, summary = data.folder / "samples", data.summary
     rows = data.read("samples/generated.csv")
     low, high = map(float, summary["model_range"])
     images = (
@@ -120,7 +120,7 @@ def _thumbnails(
     if data.run.overwrite or not file.is_file():
         for old in path.parent.glob(f"{path.name}-*.json"):
             old.unlink()
-        low, high = map(float, data.result("info").figures["model_range"])
+        low, high = map(float, data.summary["model_range"])
         shown_images = ((name, shown(image[None], (low, high), data.is_colour)) for name, image in images)
         pictures = ((name, thumbnail(image, _THUMBNAIL_SIDE, "webp")) for name, image in shown_images)
         write_json(file, {name: data_address(picture, "webp") for name, picture in pictures})

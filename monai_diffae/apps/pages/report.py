@@ -89,7 +89,7 @@ def _collect_several(
     _check_kinds({model.name: model.describe() for model in models})
     for model in models:
         model.run_common(cases=models[0].shown_cases)
-    if models[0].result("embeddings") is not None:
+    if models[0].is_embedded:
         models[0].evaluate(bundles, out)
     return models
 

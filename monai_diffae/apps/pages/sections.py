@@ -79,7 +79,7 @@ class Report:
     @cached_property
     def images(self) -> dict[str, ReportImages]:
         """The images of each model's cases by its name; only of models with a cohort."""
-        return {model.name: ReportImages(model) for model in self.models if model.result("embeddings") is not None}
+        return {model.name: ReportImages(model) for model in self.models if model.is_embedded}
 
     @cached_property
     def thumbnails(self) -> dict[str, dict[str, str]]:
@@ -94,7 +94,7 @@ class Report:
         """The values of the template ``report.html``."""
         names = [model.name for model in self.models]
         sections = [section(self) for section in SECTIONS]
-        usages = [(model.name, number(model.result("info").figures.get("z_sem_usage"))) for model in self.models]
+        usages = [(model.name, number(model.summary.get("z_sem_usage"))) for model in self.models]
         tiles = {f"use of z_sem: {name}": (usage, "1: the decoder ignores it") for name, usage in usages}
         return {
             "title": " and ".join([*([", ".join(names[:-1])] if self.is_comparison else []), names[-1]]),
@@ -109,7 +109,7 @@ class Report:
 def _unfair(models: Sequence[ReportData]) -> list[dict[str, str]]:
     """What makes a comparison unfair: models that were trained on cases with which the first one is tested."""
     first, *others = models
-    if any(model.result("embeddings") is None for model in models):
+    if not all(model.is_embedded for model in models):
         return []
     held_out, found = set(first.table.loc[first.table["split"].isin(("val", "test")), "id"]), []
     for model in others:
@@ -129,7 +129,7 @@ def _answers(model: ReportData) -> list[dict[str, str]]:
         (kinds.get(each.answer, "open"), each.sentence, each.next_step if model.uses_z_sem else "")
         for each in model.verdicts
     ]
-    if model.result("embeddings") is not None and not model.labels:
+    if model.is_embedded and not model.labels:
         advice = "Add a table with labels, such as diagnosis, age or sex."
         answers.append(("open", "The scans have no label that can be predicted.", advice))
     if num := model.conflicts["twins"].nunique():
@@ -187,7 +187,7 @@ def failure_section(report: Report) -> Section:
 
 def _cautions(model: ReportData) -> Iterator[str]:
     """Properties of the model and the cohort that make other figures misleading."""
-    usage = model.result("info").figures.get("z_sem_usage")
+    usage = model.summary.get("z_sem_usage")
     if usage is not None and usage < LEAST_USAGE:
         advice = "; train for longer" if model.few_images is None else ""
         yield (
@@ -199,13 +199,13 @@ def _cautions(model: ReportData) -> Iterator[str]:
             f"{model.few_images} training images are few for a {model.spatial_dims}D model. Compare it with the "
             "baselines, or fine-tune a trained model of such scans; more minutes hardly help."
         )
-    if model.result("embeddings") is not None and split_origin(model.table) == "drawn":
+    if model.is_embedded and split_origin(model.table) == "drawn":
         yield "It is not known which of these scans the model was trained on, so its scores may be too high."
     if model.cohort is None:
         yield "No cohort was given, so this page only shows the training and synthetic images."
-    if model.result("embeddings") is not None and not {"val", "test"} & set(model.table.get("split", [])):
+    if model.is_embedded and not {"val", "test"} & set(model.table.get("split", [])):
         yield "The cohort has no held-out cases, so all figures may be too good: the model may have seen every case."
-    if model.result("embeddings") is not None and not model.has_wide and model.can_have_wide is False:
+    if model.is_embedded and not model.has_wide and model.can_have_wide is False:
         yield "There are no wide features: embed the training's cohort with features wide, then repeat with overwrite."
     reconstructions = model.result("reconstructions")
     std = None if reconstructions is None else reconstructions.means.get("x_T_std")
@@ -226,7 +226,7 @@ def model_section(report: Report) -> Section:
 
 
 def _model_row(model: ReportData) -> dict[str, Any]:
-    summary, curves = model.result("info").figures, _curves_of(model)
+    summary, curves = model.summary, _curves_of(model)
     row = {
         "model": model.name,
         "z_sem": summary["z_channels"],
@@ -243,7 +243,7 @@ def _model_row(model: ReportData) -> dict[str, Any]:
 
 
 def _model_facts(model: ReportData) -> dict[str, Any]:
-    summary, curves = model.result("info").figures, _curves_of(model)
+    summary, curves = model.summary, _curves_of(model)
     description = read_description(model_file(model.bundle))
     facts = {
         "images": f"{_size(summary)}, {summary['spatial_dims']}D, {counted(summary.get('in_channels', 1), 'channel')}",
@@ -261,7 +261,7 @@ def _model_facts(model: ReportData) -> dict[str, Any]:
         if not f"validation_{name}".startswith(_INTERVALS):  # the curves show the ends of intervals
             training[f"last {name.replace('_', ' ')}"] = number(value)
     changed = {name: json.dumps(value) for name, value in description.get("recipe", {}).items()}
-    cohort = None if model.result("embeddings") is None else _cohort_rows(model.table)
+    cohort = None if not model.is_embedded else _cohort_rows(model.table)
     return {"models": None, "model": facts, "training": training, "changed": changed, "cohort": cohort}
 
 
@@ -410,7 +410,7 @@ def map_section(report: Report) -> Section | None:
     maps = [
         {"name": model.name if report.is_comparison else "", "data": map_data(model, report.thumbnails[model.name])}
         for model in report.models
-        if model.result("embeddings") is not None
+        if model.is_embedded
     ]
     title = "Maps of z_sem" if report.is_comparison else "Map of z_sem"
     return report.section("map", title, ["embeddings"], {"maps": maps})
@@ -619,14 +619,14 @@ SECTIONS: Sequence[Callable[[Report], Section | None]] = (
 
 def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
     """The figures at a glance, with a remark each."""
-    summary = model.result("info").figures
+    summary = model.summary
     tiles = {"images": (_size(summary), f"become {summary['z_channels']} numbers, z_sem")}
     curves = _curves_of(model)
     if curves is not None:
         tiles["training images seen"] = (f"{curves['images_seen'].max():,.0f}", f"{curves['step'].max():,.0f} steps")
     if summary.get("z_sem_usage") is not None:
         tiles["use of z_sem"] = (number(summary["z_sem_usage"]), "1: the decoder ignores it")
-    if model.result("embeddings") is not None:
+    if model.is_embedded:
         patients = f"{model.table['patient'].nunique():,} patients" if knows_patients(model.table) else ""
         tiles["cases"] = (f"{len(model.table):,}", patients)
     if model.result("reconstructions") is not None:

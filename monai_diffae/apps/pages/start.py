@@ -165,12 +165,15 @@ class FirstHour:
         ).plan
         is_known = are_patients_known(listed.listing.cases)
         patients = f" of {counted(listed.listing.num_patients, 'patient')}" if is_known else ""
+        size = " x ".join(map(str, plan.settings["image_size"]))
+        spacing = " x ".join(f"{mm:g}" for mm in plan.settings.get("spacing_mm", ()))
         summary = [
             f"{counted(len(listed.listing.cases), 'scan')}{patients}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
             *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
             *filter(None, [plan.incomplete]),
-            f"training of {plan.bundle}: {_size_and_length(plan.settings)}",
+            f"training of {plan.bundle}: images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, "
+            f"{plan.settings['max_epochs']} epochs",
             *plan.time_lines(),
         ]
         self.record = {
@@ -253,7 +256,7 @@ class FirstHour:
         if edited:
             grades = {"embeddings": data.embeddings, "out": self.out / "grades.csv", "direction": edited[0]}
             yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
-        if data.result("embeddings") is not None:
+        if data.is_embedded:
             split = page_data.held_out_split(data.table)
             unusual = {**opened, "out": self.out / "anomaly", "split": split, "limit": 8}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
@@ -270,10 +273,3 @@ class FirstHour:
                 "device": self.hour.device,
             }
             yield "Train a better model, for an hour:", command_line("start", longer)
-
-
-def _size_and_length(settings: Mapping[str, Any]) -> str:
-    """Size and length of a training in words."""
-    size = " x ".join(map(str, settings["image_size"]))
-    spacing = " x ".join(f"{mm:g}" for mm in settings.get("spacing_mm", ()))
-    return f"images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, {settings['max_epochs']} epochs"

@@ -1,3 +1,1 @@
 """Send trained models to others, and get theirs: ``monai_diffae.push`` and ``monai_diffae.pull``."""
-
-__all__: list[str] = []

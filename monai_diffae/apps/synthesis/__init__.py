@@ -1,3 +1,1 @@
 """Commands that make images. Their functions are imported from ``monai_diffae``."""
-
-__all__: list[str] = []

@@ -134,7 +134,9 @@ def generate(
             codes = _accepted_codes(num_images, sample, direction, condition)
         _write_images(trained, codes, seed, files, suffix, run.batch_size)
         _write_tables(codes, made_from, files, out)
-        rows = _rows_of_picture(files[:_IN_PICTURE], trained)
+        drawn = [writing.read_image(file, trained.model_range) for file in files[:_IN_PICTURE]]
+        parts = enumerate(trained.shown(torch.stack(drawn)).split(_COLUMNS))
+        rows = {f"{i * _COLUMNS} to {i * _COLUMNS + len(part) - 1}": part for i, part in parts}
         write_atomic(picture, lambda path: pictures.draw_mosaic(rows, path))
         figures = {"num_images": num_images, "accepted": num_images / (codes.candidates[-1] + 1)}
         log_to_open_run(figures, [picture], "generated")
@@ -205,9 +207,3 @@ def _write_tables(codes: _Codes, made_from: Mapping[str, Any], files: list[Path]
     embedding.attrs["monai_diffae"] = {"made_from": dict(made_from)}
     write_atomic(out / "generated.parquet", lambda path: embedding.to_parquet(path, index=False))
     write_csv(out / "generated.csv", pd.DataFrame(columns))
-
-
-def _rows_of_picture(files: list[Path], trained: bundles.TrainedBundle) -> dict[str, torch.Tensor]:
-    images = trained.shown(torch.stack([writing.read_image(file, trained.model_range) for file in files]))
-    starts = range(0, len(images), _COLUMNS)
-    return {f"{s} to {min(s + _COLUMNS, len(images)) - 1}": images[s : s + _COLUMNS] for s in starts}

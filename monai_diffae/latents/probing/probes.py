@@ -45,6 +45,7 @@ class FittedProbe:
     #: the value that was given or chosen: C of the logistic regression, alpha of the ridge regression, or the number of
     #: neighbors; None if there was nothing to choose
     regularisation: float | None
+    loss: float = float("inf")  #: of held-out patients, when the regularisation was chosen; infinite: it was not
 
     def predict(self, features: Floats) -> Floats:
         """Predict probabilities ``[N, num_classes]``, or numbers ``[N]``."""
@@ -138,7 +139,9 @@ class ProbeModel:
                     losses[i] += weights[test] @ _loss(model, x_test, target[test], num_classes)
             best = values[int(losses.argmin())]  # the first, and so the strongest, of equals
             (fitted,) = self.fit_path(features, target, num_classes, [best])
-        return fitted if folds or is_fixed else replace(fitted, regularisation=None)
+        if not folds:
+            return fitted if is_fixed else replace(fitted, regularisation=None)
+        return replace(fitted, loss=float(losses.min() / sum(len(test) for _, test in folds)))
 
     def fit_path(
         self, features: Floats, target: NDArray[Any], num_classes: int | None, values: Sequence[Any]

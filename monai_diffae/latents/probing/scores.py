@@ -106,6 +106,11 @@ class NumberScores:
         return [interval(column) for column in draws.T]
 
 
+def bootstrapped_mean(values: Floats, groups: Sequence[Any] | NDArray[Any], seed: int = 0) -> Floats:
+    """The mean of ``values`` ``[N]`` in the draws of :func:`bootstrapped`: ``[draws]``."""
+    return bootstrapped(lambda weights: np.average(values, weights=weights, keepdims=True), groups, seed)[:, 0]
+
+
 def bootstrapped(
     scores: Callable[[Floats], Floats],
     groups: Sequence[Any] | NDArray[Any],

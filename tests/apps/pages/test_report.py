@@ -185,7 +185,7 @@ def test_models_stand_side_by_side(labelled, tiny_bundle, small_pages, tmp_path,
 def test_a_model_that_was_trained_on_the_held_out_cases_of_the_first_is_named():
     def model(name, *splits):
         table = pd.DataFrame({"id": list("abcd"), "split": splits})
-        return SimpleNamespace(name=name, table=table, result=lambda step: step)
+        return SimpleNamespace(name=name, table=table, is_embedded=True)
 
     models = [model("first", *"xyz", "test"), model("same", *"xyz", "test"), model("other", *"xyz", "train")]
     (unfair,) = _unfair(models)
