@@ -45,7 +45,7 @@ _TWINS_MARK = re.compile(r"group \d+|None|nan|<NA>|")
 _MAX_QUOTED = 60  # characters of an id in an error message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Case:
     """One scan of a cohort."""
 
@@ -66,7 +66,7 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.id and not self.file_name:
-            object.__setattr__(self, "file_name", safe_file_name(self.id))
+            self.file_name = safe_file_name(self.id)
 
     @property
     def path(self) -> str:
@@ -173,7 +173,7 @@ def safe_file_name(id: str) -> str:
 def safe_names(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     """Unique safe ids, and file names without suffix, for unique texts; equal ones get a hash, in any order."""
     suffix = scans.scan_suffix
-    stems = [text.removesuffix(suffix(text)) or text for text in texts]
+    stems = [text.removesuffix(suffix(text)) or text if "." in text else text for text in texts]
     ids = _distinct([*map(safe_id, texts)], texts)
     return ids, ids if stems == [*texts] else _distinct([*map(safe_id, stems)], texts)
 
