@@ -78,7 +78,7 @@ class Predictor:
         return np.asarray((1 + as_far) / (1 + len(self.reference)))
 
     def is_unlike(self, codes: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each case ``[N]`` is farther from the labelled cases than 99 % of them; of fewer than 99, than all."""
+        """Whether each case ``[N]`` is farther from the labelled ones than 99 % of them; of fewer than 99, than all."""
         return self.p_values(codes) <= max(_UNLIKE, 1 / (1 + len(self.reference)))
 
     def is_labelled(self, codes: ArrayLike) -> NDArray[np.bool_]:
@@ -179,7 +179,7 @@ def _fitted_temperature(probabilities: Floats, truth: NDArray[np.intp]) -> float
 
 
 def _distances(codes: Floats, statistics: LatentStatistics, *, are_fitted: bool = False) -> Floats:
-    """The root mean square ``[N]`` of normalised codes ``[N, D]``; of the fitted cases, by the statistics of the others."""
+    """The root mean square ``[N]`` of normalised codes ``[N, D]``; of fitted cases, by the statistics of the others."""
     squares, n = np.square(statistics.normalise(codes)), len(codes)
     if are_fitted:  # with all of them, they would be nearer than new cases
         squares = n / (n - 1) * squares / np.maximum(1 - squares / (n - 1), np.finfo(float).tiny)

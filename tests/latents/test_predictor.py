@@ -73,24 +73,25 @@ def test_scans_of_a_patient_are_never_on_both_sides():
 
 def test_cases_of_another_kind_and_labelled_cases_are_told(of_classes):
     assert of_classes.is_unlike(X[NEW]).mean() < 0.03
-    few, z = np.random.default_rng(2).normal(size=(2, 30)), np.random.default_rng(3).normal(size=(1030, 128))
-    of_few = fit_predictor({"z": z[:30]}, read_target(list(few[0]), "age"), np.arange(30))
-    assert of_few.is_unlike(z[30:]).mean() < 0.06
+    shares = []
+    for z in np.random.default_rng(2).normal(size=(8, 530, 64)):  # with few cases, the mean and std fit them too well
+        few = fit_predictor({"z": z[:30]}, read_target(list(z[:30, 0]), "age"), np.arange(30))
+        shares.append(few.is_unlike(z[30:]).mean())
+    assert np.mean(shares) < 0.06
     assert of_classes.is_unlike(X[NEW] * 4).mean() > 0.95
     assert of_classes.is_labelled(X).tolist() == [True] * 400 + [False] * 4000
 
 
 def test_a_file_keeps_all(of_classes, of_numbers, tmp_path):
     file = tmp_path / "predictor.safetensors"
-    write_predictors(
-        file, [of_classes, of_numbers], {"model": "a" * 64, "preprocessing": None, "pool": "none", "wide": None}
-    )
+    made_by = {"model": "a" * 64, "preprocessing": None, "pool": "none", "wide": None}
+    write_predictors(file, [of_classes, of_numbers], made_by)
     read, origin = read_predictors(file)
     for before, after in zip((of_classes, of_numbers), read, strict=True):
         assert (after.predict(X) == before.predict(X)).all()
         assert (after.p_values(X) == before.p_values(X)).all()
         assert after.scores == before.scores
-    assert origin["model"] == "a" * 64
+    assert origin == made_by
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(ConfigError, match="^predictor.safetensors: is no file of predictors"):
         read_predictors(file)

@@ -119,9 +119,8 @@ def predict(
         scores = {each.target: {**each.scores, "features": each.features} for each in fitted}
         counts = {each.target: rows[each.target].value_counts().to_dict() for each in fitted if each.classes}
         counts = {target: {str(name): int(count) for name, count in each.items()} for target, each in counts.items()}
-        doubts = {
-            each.target: dict(Counter(rows[f"{each.target}_doubt"]) - Counter({"": len(rows)})) for each in fitted
-        }
+        found = {each.target: Counter(rows[f"{each.target}_doubt"]) for each in fitted}
+        doubts = {target: {name: each[name] for name in (_UNLIKE, _LABELLED)} for target, each in found.items()}
         figures = {"scores": scores, "counts": counts, "doubts": doubts}
         return {**figures, "num_cases": len(rows), "num_failed": made.num_failed}
 
@@ -230,9 +229,9 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         else:
             yield f"{target}: the intervals held {row['coverage']:.0%} of held-out numbers (90 % expected)"
         doubts = figures["doubts"][target]
-        if number := doubts.get(_UNLIKE):
-            yield f"{target}: {counted(number, 'scan')} unlike the labelled ones: do not trust what is predicted for them"
-        if number := doubts.get(_LABELLED):
+        if number := doubts[_UNLIKE]:
+            yield f"{target}: {counted(number, 'scan')} unlike the labelled ones: do not trust their predictions"
+        if number := doubts[_LABELLED]:
             yield f"{target}: {counted(number, 'scan')} among the labelled ones, whose labels the model knows"
 
 
@@ -261,7 +260,7 @@ def write_predictors(path: Path, fitted: Sequence[predictors.Predictor], origin:
 
 
 def read_predictors(path: Path) -> tuple[list[predictors.Predictor], dict[str, Any]]:
-    """The predictors of a file, and what their codes were made with: ``model``, ``preprocessing``, ``pool``, ``wide``."""
+    """The predictors of a file, and what their codes were made with: ``model``, ``pool``, and so on."""
     from safetensors import SafetensorError, safe_open
 
     try:
