@@ -37,7 +37,7 @@ class Predictor:
     predictions for held-out patients (Guo et al. 2017, arXiv 1706.04599; Vovk 2015, cross-conformal predictors).
 
     Example:
-        >>> from monai_diffae.latents import read_target
+        >>> from monai_diffae.latents.probing import read_target
         >>> x = np.random.default_rng(0).normal(size=(200, 3))
         >>> target = read_target(np.where(x[:, 0] > 0, "ill", "well"), "state")
         >>> predictor = fit_predictor({"z": x}, target, np.arange(200))
