@@ -89,7 +89,7 @@ def predict(
         CohortError: no usable scan.
     """
     if out.suffix in (".csv", ".parquet") or out.resolve() == labelled.parent.resolve():
-        raise ConfigError(f"out: is the folder for the results, not a file or the folder of {labelled.name}")
+        raise ConfigError(f"out: {out.name} is a file, or the folder of {labelled.name}; choose a new folder")
     if this_process().world_size > 1:
         raise ConfigError("predict: runs in one process; embed the new scans with several before, in out")
     fitted, origin = _predictors(labelled, checksum(bundle), targets, kinds, seed)
