@@ -201,7 +201,7 @@ def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], 
     if target.classes is None:
         errors = np.abs(held_out.predicted - target.values)
         covered = [errors[test] <= _quantile(errors[other]) for test, other in zip(tests, others, strict=True)]
-        scores["coverage"] = float(np.concatenate(covered).mean())
+        scores["coverage"] = float(np.concatenate(covered).mean()) if np.isfinite(_quantile(errors)) else None
     else:
         calibrated = np.empty_like(held_out.predicted)
         for test, other in zip(tests, others, strict=True):

@@ -18,8 +18,8 @@ from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Reading, Run, Seed, this_process
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_atomic, write_csv
-from monai_diffae.data.fingerprints import file_checksum
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.data.fingerprints import digest, file_checksum
+from monai_diffae.errors import ConfigError, counted, shortened
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -82,7 +82,7 @@ def predict(
     Returns:
         The folder; ``predictions``, the table; ``scores``, for each label ``metric``, ``score`` with its 95 % interval
         (``low``, ``high``), ``features``, ``num_patients``, and for numbers ``coverage``, the share of held-out cases
-        in their interval; ``counts`` of predicted classes, and ``doubts``; ``num_cases`` and ``num_failed``.
+        in their interval (None: it is infinite); ``counts`` of predicted classes, and ``doubts``; ``num_cases`` and ``num_failed``.
 
     Raises:
         ConfigError: the table is of another model or preprocessing, has no label to predict, or too few patients.
@@ -93,6 +93,9 @@ def predict(
     if this_process().world_size > 1:
         raise ConfigError("predict: runs in one process; embed the new scans with several before, in out")
     fitted, origin = _predictors(labelled, checksum(bundle), targets, kinds, seed)
+    counts = Counter(["id", *(each.target + end for each in fitted for end in _ends(each))])
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError(f"targets: two of them give a column '{twice[0]}'; predict one of them at a time")
     features = "wide" if any(each.features == "wide" for each in fitted) else "z"
     made = embed(bundle, cohort, out, features=features, rows=Rows(pool=origin["pool"]), reading=reading, run=run)
     table = tables.read_embeddings(Path(made))
@@ -155,9 +158,10 @@ def _predictors(
         raise ConfigError(f"labelled: {path.name} is of patches; embed the cohort without them")
     table = tables.read_embeddings(path).sort_values("id", kind="stable", ignore_index=True)
     known = tables.check_labels(table, {"targets": targets})
-    names = list(dict.fromkeys(targets)) or [
-        each for each in known if labels.reason_against(table[each].tolist(), each) is None
-    ]
+    reasons = {} if targets else {each: labels.reason_against(table[each].tolist(), each) for each in known}
+    names = list(dict.fromkeys(targets)) or [each for each, reason in reasons.items() if reason is None]
+    if why := ", ".join(f"{each} {reason}" for each, reason in reasons.items() if reason):
+        logger.warning("labels that are not predicted, unless targets names them: %s", shortened(why, 200))
     if unknown := [name for name in kinds if name not in names]:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
     if not names:
@@ -196,6 +200,15 @@ def _codes(table: pd.DataFrame) -> dict[str, Any]:
     )
 
 
+def _ends(predictor: predictors.Predictor) -> list[str]:
+    """The ends of the names of a predictor's columns."""
+    return [
+        "",
+        *(("_low", "_high") if predictor.classes is None else (f"_{each}" for each in predictor.classes)),
+        "_doubt",
+    ]
+
+
 def _rows(table: pd.DataFrame, fitted: Sequence[predictors.Predictor]) -> pd.DataFrame:
     """The table of predictions."""
     rows, codes = pd.DataFrame({"id": table["id"]}), _codes(table)
@@ -210,9 +223,7 @@ def _rows(table: pd.DataFrame, fitted: Sequence[predictors.Predictor]) -> pd.Dat
             columns = {"": most} | {f"_{name}": p for name, p in zip(each.classes, predicted.T, strict=True)}
         columns["_doubt"] = np.select([each.is_labelled(x), each.is_unlike(x)], [_LABELLED, _UNLIKE], "")
         for end, values in columns.items():
-            if (name := each.target + end) in rows:
-                raise ConfigError(f"targets: two of them give a column '{name}'; predict {each.target} on its own")
-            rows[name] = values
+            rows[each.target + end] = values
     return rows
 
 
@@ -223,11 +234,15 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         score = f"{name} {row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         patients = counted(row["num_patients"], "labelled patient")
         yield f"{target}: expect {score}, as for held-out patients among {patients}; from {row['features']}"
+        if row["low"] <= {"auroc": 0.5, "r2": 0.0}[row["metric"]]:
+            yield f"{target}: this may be chance, so do not use what is predicted; label more patients"
         if target in figures["counts"]:
             counts = ", ".join(f"{name} {count}" for name, count in figures["counts"][target].items())
             yield f"{target}: predicted {counts}"
-        else:
+        elif row["coverage"] is not None:
             yield f"{target}: the intervals held {row['coverage']:.0%} of held-out numbers (90 % expected)"
+        else:
+            yield f"{target}: too few labelled scans for an interval"
         doubts = figures["doubts"][target]
         if number := doubts[_UNLIKE]:
             yield f"{target}: {counted(number, 'scan')} unlike the labelled ones: do not trust their predictions"
@@ -250,33 +265,34 @@ def write_predictors(path: Path, fitted: Sequence[predictors.Predictor], origin:
         tensors |= {f"{number}/{name}": np.ascontiguousarray(value, np.float64) for name, value in values.items()}
         plain_values = ("target", "classes", "features", "temperature", "scores")
         entries.append({name: getattr(each, name) for name in plain_values})
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        **origin,
-        "predictors": entries,
-    }
-    save_file(tensors, path, {"predictors": json.dumps(content)})
+    content = json.dumps({"format": FORMAT, "version": VERSION, **origin, "predictors": entries})
+    save_file(tensors, path, {"predictors": content, "sha256": _digest(content, tensors)})
 
 
 def read_predictors(path: Path) -> tuple[list[predictors.Predictor], dict[str, Any]]:
     """The predictors of a file, and what their codes were made with: ``model``, ``pool``, and so on."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():
+        raise ConfigError(f"labelled: there is no file {path.name}; check the path")
     try:
         with safe_open(path, "np") as file:
-            content = json.loads(file.metadata()["predictors"])
+            metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        entries = content.pop("predictors")
-        if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
-            raise ValueError("another format")
-        origin = {name: content[name] for name in ("model", "preprocessing", "pool", "wide")}
-        read = []
-        for number, entry in enumerate(entries):
-            arrays = {name: tensors[f"{number}/{name}"] for name in _TENSORS}
-            scale = statistics.LatentStatistics(arrays.pop("mean"), arrays.pop("std"))
-            classes = None if entry["classes"] is None else tuple(entry.pop("classes"))
-            read.append(predictors.Predictor(**{**entry, **arrays, "classes": classes, "statistics": scale}))
+        content = json.loads(metadata["predictors"])
+        is_whole = metadata["sha256"] == _digest(metadata["predictors"], tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path.name}: is no file of predictors; make it with monai-diffae predict") from error
-    return read, origin
+    if (content["format"], content["version"]) != (FORMAT, VERSION) or not is_whole:
+        raise ConfigError(f"{path.name}: is damaged, or of another version; copy it again, or make it again")
+    read = []
+    for number, entry in enumerate(content["predictors"]):
+        arrays = {name: tensors[f"{number}/{name}"] for name in _TENSORS}
+        scale = statistics.LatentStatistics(arrays.pop("mean"), arrays.pop("std"))
+        classes = None if entry["classes"] is None else tuple(entry["classes"])
+        read.append(predictors.Predictor(**{**entry, **arrays, "classes": classes, "statistics": scale}))
+    return read, {name: content[name] for name in ("model", "preprocessing", "pool", "wide")}
+
+
+def _digest(content: str, tensors: Mapping[str, Any]) -> str:
+    return digest(content, *(tensors[name] for name in sorted(tensors)))
