@@ -82,7 +82,8 @@ def predict(
     Returns:
         The folder; ``predictions``, the table; ``scores``, for each label ``metric``, ``score`` with its 95 % interval
         (``low``, ``high``), ``features``, ``num_patients``, and for numbers ``coverage``, the share of held-out cases
-        in their interval (None: it is infinite); ``counts`` of predicted classes, and ``doubts``; ``num_cases`` and ``num_failed``.
+        in their interval (None: it is infinite); ``counts`` of predicted classes, and ``doubts``; ``num_cases`` and
+        ``num_failed``.
 
     Raises:
         ConfigError: the table is of another model or preprocessing, has no label to predict, or too few patients.
@@ -202,11 +203,8 @@ def _codes(table: pd.DataFrame) -> dict[str, Any]:
 
 def _ends(predictor: predictors.Predictor) -> list[str]:
     """The ends of the names of a predictor's columns."""
-    return [
-        "",
-        *(("_low", "_high") if predictor.classes is None else (f"_{each}" for each in predictor.classes)),
-        "_doubt",
-    ]
+    inner = ["low", "high"] if predictor.classes is None else predictor.classes
+    return ["", *(f"_{each}" for each in inner), "_doubt"]
 
 
 def _rows(table: pd.DataFrame, fitted: Sequence[predictors.Predictor]) -> pd.DataFrame:
