@@ -83,13 +83,7 @@ def command(function: Callable[..., R]) -> Callable[..., R]:
         out = bound.get("out")
         refuse_results_among_scans(cohort, out=out, bundle=bundle)
         trains = "training" in signature.parameters
-        if (
-            bundle
-            and isinstance(out, Path)
-            and not trains
-            and (out / MODELS / MODEL).is_file()
-            and out.resolve() != bundle.resolve()
-        ):
+        if bundle and isinstance(out, Path) and not trains and _is_other_bundle(out, bundle):
             raise ConfigError(f"out: {out.name} is another bundle; choose another folder for the results")
         return function(*checked_args, **checked_kwargs)
 
@@ -108,6 +102,10 @@ def refuse_results_among_scans(cohort: Any, **folders: Any) -> None:
                 f"{name}: {folder.name} lies in the folder of scans, where its pictures would be taken for scans; "
                 f"choose another {name}"
             )
+
+
+def _is_other_bundle(out: Path, bundle: Path) -> bool:
+    return (out / MODELS / MODEL).is_file() and out.resolve() != bundle.resolve()
 
 
 def config_file(bundle: Path, config: str, overlays: Iterable[Path] = ()) -> Path:

@@ -150,12 +150,16 @@ class Session:
     def open_cache(self, process: int = 0) -> ScanCache | None:
         """The preprocessed scans in ``cache_dir``, if it is given."""
         folder, made_from = self._cache()
-        return None if folder is None else ScanCache(folder, made_from, self._item_keys, process=process)
+        if folder is None or made_from is None:
+            return None
+        return ScanCache(folder, made_from, self._item_keys, process=process)
 
-    def _cache(self) -> tuple[Path | None, dict[str, Any]]:
-        """The folder of preprocessed scans, if it is given, and what these are made from besides the scans."""
+    def _cache(self) -> tuple[Path | None, dict[str, Any] | None]:
+        """The folder of preprocessed scans, and what these are made from besides the scans, if it is given."""
         folder = self.reading.cache_dir
-        if folder is not None and not folder.exists():
+        if folder is None:
+            return None, None
+        if not folder.exists():
             logger.warning("cache_dir: %s is new; all scans are read and kept there", folder.name)
         return folder, made_by_preprocessing(self.trained.config)
 
@@ -251,7 +255,7 @@ class Session:
             [case.item() for case in usable],
             self.trained.preprocessing,
             cache_dir=folder or out,
-            made_from=None if folder is None else made_from,
+            made_from=made_from,
             num_workers=self.reading.workers_for(len(cases)),
             keys=self._item_keys,
         )

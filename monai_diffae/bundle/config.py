@@ -275,6 +275,9 @@ def sequence_values(sequences: Sequence[str], encoder_sequences: Sequence[str] =
     return values
 
 
+OF_ONE_SPLIT = ("train#preprocessing", "validate#preprocessing")
+"""The preprocessing of a split; a reference to ``preprocessing`` unless it is overridden."""
+
 RULES: dict[str, _Rule] = {
     **dict.fromkeys(
         ("overwrite", "fine_tune", "mlflow", "channels_last", "check_memory", "cache_latents"),

@@ -25,6 +25,7 @@ from torch import nn
 from monai_diffae.bundle.code import trusting
 from monai_diffae.bundle.config import (
     MODEL_ROOTS,
+    OF_ONE_SPLIT,
     check_config_of_run,
     check_image_size,
     check_required_values,
@@ -70,7 +71,6 @@ _EXTENDED = (
     "augmentation#transforms",
     "training",
 )
-_PREPROCESSINGS = "train#preprocessing", "validate#preprocessing"
 _TRAIN, _VAL = "train#dataset#data", "validate#dataset#data"
 _FITTED, _LEAST_SSIM = 8, 0.8  # images on which a first stage is measured, and the SSIM of usable reconstructions
 _OF_THE_WEIGHTS = ("network_def", "preprocessing", "encoder_key", "diffusion", "first_stage", "first_stage_sha256")
@@ -298,7 +298,7 @@ def describe_preprocessing() -> dict[str, Any]:
     """What the images depend on, besides the scans, that the running configuration's preprocessing makes."""
     parser = running_parser()
     described = made_by_preprocessing(describe(parser, ("preprocessing",)))
-    own = {id: parser.get(id) for id in _PREPROCESSINGS if parser.get(id) != "@preprocessing"}
+    own = {id: parser.get(id) for id in OF_ONE_SPLIT if parser.get(id) != "@preprocessing"}
     roots = tuple(references(own))
     used = model_config(describe(parser, roots), roots)
     return {**described, **used, **{id: evaluated(parser, value, id) for id, value in own.items()}}

@@ -100,13 +100,8 @@ class Direction:
 
     def is_fitted_to(self, z: ArrayLike) -> NDArray[np.bool_]:
         """Whether the direction was fitted to each case ``[N]``, recognised by its z_sem ``[N, D]`` up to rounding."""
-        from scipy.spatial import KDTree
-
         codes = float64_codes(z, self.statistics.z_channels, num_least=0)
-        if not len(self.fitted_marks) or not len(codes):
-            return np.zeros(len(codes), bool)
-        marks = case_marks(self.statistics.normalise(codes))
-        return KDTree(self.fitted_marks).query(marks, distance_upper_bound=_MARK_TOLERANCE)[0] < np.inf
+        return are_marked(self.statistics.normalise(codes), self.fitted_marks)
 
     def distance(self, z: ArrayLike) -> Floats:
         """The signed distance ``[N]`` of cases ``[N, D]``, which are not normalised, in normalised z_sem."""
@@ -264,6 +259,15 @@ def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
     """Three numbers ``[N, 3]`` by which cases are recognised: random projections of normalised z_sem, rounded."""
     projection = np.random.default_rng(0).normal(size=(z_norm.shape[1], _NUM_MARKS))
     return np.round(z_norm @ projection / z_norm.shape[1] ** 0.5, 4)
+
+
+def are_marked(z_norm: NDArray[np.floating[Any]], marks: Floats) -> NDArray[np.bool_]:
+    """Whether each case ``[N, D]`` has one of the marks ``[K, 3]`` of :func:`case_marks`, up to rounding."""
+    from scipy.spatial import KDTree
+
+    if not len(marks) or not len(z_norm):
+        return np.zeros(len(z_norm), bool)
+    return np.asarray(KDTree(marks).query(case_marks(z_norm), distance_upper_bound=_MARK_TOLERANCE)[0] < np.inf)
 
 
 def fit_direction(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.latents.directions import case_marks
+from monai_diffae.latents.directions import are_marked, case_marks
 from monai_diffae.latents.probing.nested import (
     HeldOutPredictions,
     cross_validation_folds,
@@ -25,7 +25,6 @@ COVERAGE = 0.9
 """The share of new scans whose number lies in its interval."""
 _UNLIKE = 0.01  # p-value
 _LEAST_PROBABILITY = 1e-6
-_MARK_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +82,7 @@ class Predictor:
 
     def is_labelled(self, codes: ArrayLike) -> NDArray[np.bool_]:
         """Whether each case ``[N]`` is one of the labelled cases, by its codes: its label was known to the model."""
-        from scipy.spatial import KDTree
-
-        marks = case_marks(self.statistics.normalise(self._codes(codes)))
-        return np.asarray(KDTree(self.marks).query(marks, distance_upper_bound=_MARK_TOLERANCE)[0] < np.inf)
+        return are_marked(self.statistics.normalise(self._codes(codes)), self.marks)
 
     def _codes(self, codes: ArrayLike) -> Floats:
         return checked_codes(codes, self.weight.shape[1], num_least=0).astype(np.float64)
@@ -165,11 +161,15 @@ def _with_temperature(logits: Floats, temperature: float) -> Floats:
     return np.asarray(softmax(logits / temperature, axis=1))
 
 
+def _logits(probabilities: Floats) -> Floats:
+    return np.asarray(np.log(np.maximum(probabilities, _LEAST_PROBABILITY)))
+
+
 def _fitted_temperature(probabilities: Floats, truth: NDArray[np.intp]) -> float:
     """The temperature with the smallest log loss of predictions ``[N, K]``, from 1/20 to 20."""
     from scipy.optimize import minimize_scalar
 
-    logits = np.log(np.maximum(probabilities, _LEAST_PROBABILITY))
+    logits = _logits(probabilities)
 
     def loss(log_temperature: float) -> float:
         p = _with_temperature(logits, np.exp(log_temperature))[np.arange(len(truth)), truth]
@@ -206,8 +206,7 @@ def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], 
         calibrated = np.empty_like(held_out.predicted)
         for test, other in zip(tests, others, strict=True):
             temperature = _fitted_temperature(held_out.predicted[other], target.values[other])
-            logits = np.log(np.maximum(held_out.predicted[test], _LEAST_PROBABILITY))
-            calibrated[test] = _with_temperature(logits, temperature)
+            calibrated[test] = _with_temperature(_logits(held_out.predicted[test]), temperature)
         held_out = replace(held_out, predicted=calibrated, predicted_class=calibrated.argmax(axis=1))
     measured: ClassScores | NumberScores = held_out.scores()
     score, low, high = with_interval(measured, groups, seed, num_folds)

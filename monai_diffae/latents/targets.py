@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, shortened
 from monai_diffae.latents.statistics import Floats
 from monai_diffae.policies import MISSING_WORDS, check_choice
 
@@ -110,6 +110,14 @@ def reason_against(labels: Sequence[Any], name: str) -> str | None:
     if num_classes < 2 and not _are_numbers(present):
         return f"lacks two classes with {_FEWEST_PER_CLASS} cases"
     return None
+
+
+def default_targets(labels: Mapping[str, Sequence[Any]]) -> list[str]:
+    """The labels that are targets by default; the reasons against the others are logged."""
+    reasons = {name: reason_against(values, name) for name, values in labels.items()}
+    if why := ", ".join(f"{name} {reason}" for name, reason in reasons.items() if reason):
+        logger.info("labels that are not predicted, unless targets names them: %s", shortened(why, 200))
+    return [name for name, reason in reasons.items() if reason is None]
 
 
 def read_target(

@@ -217,12 +217,11 @@ def probe(
 def _target_columns(table: pd.DataFrame, targets: Sequence[str], nuisance: str | None, name: str) -> list[str]:
     """The label columns to predict; the nuisance is not among them."""
     known = tables.check_labels(table, {"nuisance, harmonize": [nuisance] if nuisance else [], "targets": targets})
-    reasons = {} if targets else {label: labels.reason_against(table[label].tolist(), label) for label in known}
-    names = list(dict.fromkeys(targets)) or [label for label, reason in reasons.items() if reason is None]
-    if why := ", ".join(f"{label} {reason}" for label, reason in reasons.items() if reason):
-        logger.info("labels that are not predicted, unless targets names them: %s", shortened(why, 200))
+    columns = {label: table[label].tolist() for label in known}
+    names = list(dict.fromkeys(targets)) or labels.default_targets(columns)
     names = [label for label in names if label != nuisance]
     if not names:
+        reasons = {} if targets else {label: labels.reason_against(values, label) for label, values in columns.items()}
         why = ", ".join(f"{label} {reason}" for label, reason in reasons.items())
         remedy = "set targets, or embed a cohort with other labels" if known else "embed a cohort with labels"
         raise ConfigError(f"{name}: has no label to predict{shortened(why and f' ({why})', 200)}; {remedy}")

@@ -13,11 +13,10 @@ from scipy.special import expit, logit
 from monai_diffae.errors import counted
 from monai_diffae.latents.harmonization import CONFOUNDED
 from monai_diffae.latents.probing.probes import WIDE_NAME
+from monai_diffae.latents.probing.scores import CHANCE, NAMES
 
 Row = Mapping[str, Any]
 
-CHANCE = {"auroc": 0.5, "r2": 0.0}
-NAMES = {"auroc": "AUROC", "r2": "R2"}
 _WORTH_FINDING = {"auroc": 0.7, "r2": 0.2}  # smaller effects need far more patients
 _ALPHA, _POWER = 0.05, 0.8
 _NOT_DECODED = (WIDE_NAME, "harmonized", "untrained", "pca")  # features that no decoder takes

@@ -19,7 +19,7 @@ from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Reading, Run, See
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import digest, file_checksum
-from monai_diffae.errors import ConfigError, counted, shortened
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -31,6 +31,7 @@ with on_first_use:
     from monai_diffae.latents import predictor as predictors
     from monai_diffae.latents import statistics
     from monai_diffae.latents import targets as labels
+    from monai_diffae.latents.probing import scores as metrics
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def predict(
     made = embed(bundle, cohort, out, features=features, rows=Rows(pool=origin["pool"]), reading=reading, run=run)
     table = tables.read_embeddings(Path(made))
     if features == "wide" and origin["wide"] != table_origin.origin_of(Path(made)).get("wide"):
-        raise ConfigError(f"labelled: {labelled.name} has wide features that were fitted anew since; embed it again")
+        raise ConfigError(f"labelled: {labelled.name} has wide features that were fitted again since; embed it again")
     preprocessing = table_origin.recorded_preprocessing(table)
     if None not in (preprocessing, origin["preprocessing"]) and preprocessing != origin["preprocessing"]:
         raise ConfigError(
@@ -159,19 +160,16 @@ def _predictors(
         raise ConfigError(f"labelled: {path.name} is of patches; embed the cohort without them")
     table = tables.read_embeddings(path).sort_values("id", kind="stable", ignore_index=True)
     known = tables.check_labels(table, {"targets": targets})
-    reasons = {} if targets else {each: labels.reason_against(table[each].tolist(), each) for each in known}
-    names = list(dict.fromkeys(targets)) or [each for each, reason in reasons.items() if reason is None]
-    if why := ", ".join(f"{each} {reason}" for each, reason in reasons.items() if reason):
-        logger.warning("labels that are not predicted, unless targets names them: %s", shortened(why, 200))
+    names = list(dict.fromkeys(targets)) or labels.default_targets({each: table[each].tolist() for each in known})
     if unknown := [name for name in kinds if name not in names]:
         raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
     if not names:
         raise ConfigError(f"labelled: {path.name} has no label to predict; set targets, or embed a cohort with labels")
-    fitted = []
+    codes, patients, fitted = _codes(table), tables.patients_of(table), []
     for name in names:
         try:
             target = labels.read_target(table[name].tolist(), name, kind=kinds.get(name, "auto"))
-            fitted.append(predictors.fit_predictor(_codes(table), target, tables.patients_of(table), seed))
+            fitted.append(predictors.fit_predictor(codes, target, patients, seed))
         except ConfigError as error:
             if targets or len(names) == 1:
                 raise
@@ -228,11 +226,10 @@ def _rows(table: pd.DataFrame, fitted: Sequence[predictors.Predictor]) -> pd.Dat
 def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """What to expect of each label, what was predicted, and which scans are in doubt."""
     for target, row in figures["scores"].items():
-        name = {"auroc": "AUROC", "r2": "R2"}[row["metric"]]
-        score = f"{name} {row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        score = f"{metrics.NAMES[row['metric']]} {row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
         patients = counted(row["num_patients"], "labelled patient")
         yield f"{target}: expect {score}, as for held-out patients among {patients}; from {row['features']}"
-        if row["low"] <= {"auroc": 0.5, "r2": 0.0}[row["metric"]]:
+        if row["low"] <= metrics.CHANCE[row["metric"]]:
             yield f"{target}: this may be chance, so do not use what is predicted; label more patients"
         if target in figures["counts"]:
             counts = ", ".join(f"{name} {count}" for name, count in figures["counts"][target].items())

@@ -14,7 +14,7 @@ from monai_diffae.apps.result import Result, failed_cases
 from monai_diffae.apps.settings import Key, Planning, Reading, this_process
 from monai_diffae.apps.training.plan import read_training_config
 from monai_diffae.bundle.code import check_code
-from monai_diffae.bundle.config import build, check_image_size, check_rules, sequence_values
+from monai_diffae.bundle.config import OF_ONE_SPLIT, build, check_image_size, check_rules, sequence_values
 from monai_diffae.data.progress import track, write_failures
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
@@ -80,7 +80,7 @@ def prepare(
     parsing.set_values(parser, {**paths, **planning.values()}, "the configuration", "configs/train.json")
     parser.update(sequence_values(parser.get("sequences", []), parser.get("encoder_sequences", [])))
     check_rules(parser.get())
-    for key in ("train#preprocessing", "validate#preprocessing"):
+    for key in OF_ONE_SPLIT:
         if parser.get(key) != "@preprocessing":
             raise ConfigError(f"{key}: prepare reads all splits alike; change preprocessing, or train without prepare")
     first_stage = build(parser, "first_stage", torch.nn.Module) if "first_stage" in parser else None

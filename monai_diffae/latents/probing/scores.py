@@ -11,6 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats
 
+CHANCE = {"auroc": 0.5, "r2": 0.0}
+"""The main scores if there is nothing to learn."""
+NAMES = {"auroc": "AUROC", "r2": "R2"}
+
 
 class ClassScores:
     """AUROC, AUPRC, balanced accuracy and Brier score of probabilities, for any weights of the cases.

@@ -67,7 +67,7 @@ def test_if_no_label_is_a_target_by_default_the_error_names_all_and_says_why(tab
 
 
 def test_labels_that_are_no_targets_by_default_are_named(table, write, caplog):
-    caplog.set_level("INFO", "monai_diffae.apps.evaluation.probe")
+    caplog.set_level("INFO", "monai_diffae")
     probe(write(table[["id", "z_000", "age"]].assign(report=[f"text {i}" for i in range(200)])), **LINEAR)
     assert "labels that are not predicted, unless targets names them: report is text with 200 values" in caplog.text
 
