@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import Choice, Reading, Run, Split
+from monai_diffae.apps.study.predict import predict
 from monai_diffae.apps.synthesis.fit_direction import STRENGTHS, read_direction
-from monai_diffae.apps.synthesis.grade import grade
 from monai_diffae.bundle.loading import load_latent
 from monai_diffae.data.embeddings import read_embeddings, z_matrix
 from monai_diffae.diffusion.noise import image_noise
@@ -122,7 +122,9 @@ def figures_of_edits(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def measure_severity(args: argparse.Namespace) -> dict[str, Any]:
-    return grade(args.embeddings, args.out / "grades.csv", direction=args.direction, overwrite=True).scores
+    run = Run(overwrite=True)
+    predicted = predict(args.bundle, args.embeddings, args.out / "severity", labelled=args.direction, run=run)
+    return dict(predicted.measured)
 
 
 @torch.no_grad()

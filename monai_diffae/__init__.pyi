@@ -26,7 +26,6 @@ from .apps.synthesis.edit import edit as edit
 from .apps.synthesis.explain import explain as explain
 from .apps.synthesis.fit_direction import fit_direction as fit_direction
 from .apps.synthesis.generate import generate as generate
-from .apps.synthesis.grade import grade as grade
 from .apps.synthesis.reconstruct import reconstruct as reconstruct
 from .apps.training.distill import distill as distill
 from .apps.training.export import export as export

@@ -71,10 +71,9 @@ for arguments in json.loads(sys.argv[1]):
     heavy = {"monai", "mlflow", *([] if writes_weights else ["torch"])} & sys.modules.keys()
     assert not heavy, (arguments, heavy)
 """
-    table, direction, out = str(labelled.embeddings), str(labelled.direction), tmp_path.joinpath
+    table, out = str(labelled.embeddings), tmp_path.joinpath
     commands = [
         ["init", out("new")], ["list-scans", class_folders, out("scans.csv")],
-        ["grade", table, out("grades.csv"), "--direction", direction],
         ["fit-direction", table, out("sex.json"), "--target", "nothing"],
         ["neighbors", table, out("near"), "--captions", "nothing"], ["probe", table, out("p"), "--targets", "nothing"],
         ["init", out("trained"), "--bundle", "hippocampus"],
@@ -82,7 +81,7 @@ for arguments in json.loads(sys.argv[1]):
     arguments = json.dumps([[str(word) for word in words] for words in commands])
     done = subprocess.run([sys.executable, "-c", code, arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(out(name).exists() for name in ("new", "scans.csv", "grades.csv", "trained"))
+    assert all(out(name).exists() for name in ("new", "scans.csv", "trained"))
 
 
 def test_help_shows_every_command_in_its_group_and_the_exit_codes(run):

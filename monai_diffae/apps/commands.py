@@ -71,7 +71,6 @@ COMMANDS: tuple[Command, ...] = (
         _EVALUATE,
         "my_model scans.csv explained --model net.onnx --activation sigmoid --embeddings embeddings.parquet",
     ),
-    Command("apps.synthesis.grade", _MAKE, "embedded/embeddings.parquet grades.csv --direction sick.json"),
     Command("apps.study.predict", _EVALUATE, "my_model new_scans predicted --labelled embedded/embeddings.parquet"),
     Command("apps.evaluation.probe", _EVALUATE, "embedded/embeddings.parquet probed --targets age"),
     Command("apps.evaluation.neighbors", _EVALUATE, "embedded/embeddings.parquet near --cases case-1"),
@@ -101,6 +100,7 @@ FORMER = {
     "traverse": "decode --show components",
     "calibrate": "anomaly --calibrate-with",
     "diagnose": "evaluate",
+    "grade": "predict --labelled direction.json",
 }
 """Former names of commands, and what to type now."""
 

@@ -318,7 +318,7 @@ def split_for(
     training_columns = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}
     values["columns"] = {**_columns_present(training_columns, Path(cohort)), **columns}
     split = split_cohort(cohort, **values)
-    if _is_drawn_again(trained, split):
+    if _is_drawn_again(trained, split) and len(split.cases) > 1:
         logger.warning(
             "%s is not the cohort of the training, so its split is drawn at random and does not say which cases the "
             "model was trained on; to evaluate the model, add a column split (test for new scans)",

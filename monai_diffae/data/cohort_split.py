@@ -56,7 +56,7 @@ class SplitCohort:
     #: cases that lack an image or a mask, or whose header cannot be read
     failures: list[Failure] = field(default_factory=list)
     fingerprint: str = ""  #: SHA-256 of ids, file sizes and splits, from which no name can be read
-    #: whether cases of ``val`` or ``test`` were drawn at random, because the cohort did not name them
+    #: whether the split was drawn at random, because the cohort did not name it, or not all of it
     is_drawn: bool = False
     slice_axis: Axis = "axial"  #: along which volumes are sliced for a 2D model
 
@@ -114,6 +114,7 @@ class SplitCohort:
                 f"no case is in the split '{name}': training needs at least two patients; "
                 f"check the column split and {name}_fraction"
             )
+        logger.info("%s: %s", name, counted(len(items), "image"))
         return items
 
 
@@ -159,7 +160,8 @@ def split_cohort(
     listed = read_cohort(dataset_dir, columns=columns, image_keys=keys, patient_pattern=patient_pattern)
     cases = assign_splits(listed, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
     check_links(cases, Path(dataset_dir).name)
-    is_drawn = any(before.split is None and after.split != "train" for before, after in zip(listed, cases, strict=True))
+    drawn = [after.split for before, after in zip(listed, cases, strict=True) if before.split is None]
+    is_drawn = len(drawn) == len(cases) or set(drawn) > {"train"}
     cases, lacking = images.choose(cases)
     fingerprint = cohort_fingerprint(cases)
     failures: list[Failure] = []
@@ -179,8 +181,7 @@ def split_cohort(
     for failure in failures:
         skipped.log(failure)
     check_any_usable(len(cases), failures, "scans")
-    counts = ", ".join(f"{sum(case.split == name for case in cases)} {name}" for name in ("train", "val", "test"))
-    logger.info("%s: %s images%s", scans, counts, selected)
+    logger.info("%s: %s%s", scans, counted(len(cases), "image"), selected)
     return SplitCohort(cases, failures, fingerprint, is_drawn, slice_axis)
 
 

@@ -261,8 +261,8 @@ def knows_patients(table: pd.DataFrame) -> bool:
 
 
 def splits_of(table: pd.DataFrame) -> NDArray[np.str_]:
-    """The split of each case; ``train`` if the table has no column ``split``."""
-    return table["split"].to_numpy(str) if "split" in table else np.full(len(table), "train")
+    """The split of each case; ``new`` if the table has no column ``split``."""
+    return table["split"].to_numpy(str) if "split" in table else np.full(len(table), "new")
 
 
 def split_rows(table: pd.DataFrame, split: str) -> pd.DataFrame:

@@ -55,7 +55,6 @@ def test_its_docstring_has_all_arguments(command):
     [
         ("edit('bundle', 'scans.csv', 'out', direction='no')", "CohortError: scans.csv: there is no such folder"),
         ("explain('bundle', 'cohort.csv', 'out', model='no.onnx', embeddings='no')", "ConfigError: model: there is no"),
-        ("grade('no.parquet', 'grades.txt', direction='no.json')", "ConfigError: grades.txt: grades are written as"),
         ("harmonize('no.parquet', 'even.csv', scanner='scanner')", "ConfigError: even.csv: must be a .parquet file"),
         ("init('my_model', bundle='diffae_4d')", "ConfigError: bundle: there is no 'diffae_4d'; choose one of: auto"),
         ("pull('model.zip', 'my_copy')", "ConfigError: model.zip: there is no such file; give a zip file, or a repo"),

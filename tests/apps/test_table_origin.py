@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from monai_diffae import Decoding, Reading, Run, decode, edit, embed, fit_direction, grade, load_bundle
+from monai_diffae import Decoding, Reading, Run, decode, edit, embed, fit_direction, load_bundle
 from monai_diffae.apps.table_origin import check_same_model, origin_of, preprocessing_differences, safe_overrides
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.errors import ConfigError
@@ -101,9 +101,6 @@ def test_every_command_warns_of_z_sem_of_other_preprocessing(labelled, tmp_path,
 
     assert lines(lambda: edit_all("edits")) == [direction, table]
     assert lines(lambda: edit_all("same", overrides=overrides)) == []
-    of_direction = {"direction": tmp_path / "d.json"}
-    assert lines(lambda: grade(labelled.embeddings, tmp_path / "g.csv", **of_direction)) == [direction]
-    assert lines(lambda: grade(other, tmp_path / "h.csv", **of_direction)) == []
     moved = {"case": ids[0], "moves": {str(tmp_path / "d.json"): 1.0, "1": 1.0}, "embeddings": other, **few}
     assert lines(lambda: decode(bundle, tmp_path / "decoded", cohort=cohort, **moved)) == [direction, table]
     caller = Caller(bundle, cohort, other, Decoding(), Reading(), Run(device="cpu"))

@@ -6,7 +6,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from monai_diffae import decode, edit, fit_direction, generate, grade
+from monai_diffae import decode, edit, fit_direction, generate, predict
 from monai_diffae.apps.tracking import log_to_open_run, log_to_training
 
 pytestmark = pytest.mark.usefixtures("one_migration")
@@ -37,7 +37,7 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
     with mlflow.start_run() as run:
         log_to_open_run({"age (years)_score": 0.5}, [], "directions")  # a name that MLflow refuses
         fit_direction(labelled.embeddings, tmp_path / "wide.json", target="wide")
-        grade(labelled.embeddings, tmp_path / "grades.csv", direction=tmp_path / "wide.json")
+        predict(labelled.bundle, labelled.embeddings, tmp_path / "p", labelled=tmp_path / "wide.json")
         edit(
             labelled.bundle, labelled.cohort, tmp_path / "e", direction=labelled.direction, strengths=(2,), limit=1,
             embeddings=labelled.embeddings, **FAST,
@@ -48,8 +48,8 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
         generate(latent_bundle, tmp_path / "s", num_images=1, **FAST)
     logged = client.get_run(run.info.run_id).data
     assert logged.metrics.keys() == {
-        "directions/age _years__score", "directions/wide_score", "grades/wide_fitted", "grades/wide_val",
-        "grades/wide_test", "edits/num_cases", "edits/num_failed", "edits/monotone", "edits/achieved",
+        "directions/age _years__score", "directions/wide_score", "predictions/wide_expected",
+        "predictions/wide_measured", "edits/num_cases", "edits/num_failed", "edits/monotone", "edits/achieved",
         "variations/mean_std", "generated/num_images", "generated/accepted",
     }  # fmt: skip
     assert logged.metrics["variations/mean_std"] == pytest.approx(made.mean_std)

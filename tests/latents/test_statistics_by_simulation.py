@@ -14,7 +14,7 @@ from scipy.special import expit, logit, ndtri
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
-from monai_diffae import fit_direction, grade, neighbors, probe
+from monai_diffae import fit_direction, neighbors, predict, probe
 from monai_diffae.apps.evaluation.quality_tables import difference_rows
 from monai_diffae.latents import fit_direction as fit
 from monai_diffae.latents.probing.nested import QuickProbe
@@ -46,8 +46,8 @@ def assert_share(is_true, expected):
 
 
 @pytest.mark.parametrize(("num", "tables", "labels"), [(20, 10, 12), (60, 6, 8), (300, 3, 4)])
-def test_labels_of_noise_get_chance_from_probe_fit_direction_and_grade(num, tables, labels, labelled, tmp_path):
-    generator, scores = np.random.default_rng(num), {"linear": [], "knn": [], "direction": [], "grade": []}
+def test_labels_of_noise_get_chance_from_probe_fit_direction_and_predict(num, tables, labels, labelled, tmp_path):
+    generator, scores = np.random.default_rng(num), {"linear": [], "knn": [], "direction": [], "predict": []}
     path, direction = tmp_path / "embeddings.parquet", tmp_path / "direction.json"
     shutil.copy(labelled.embeddings.with_suffix(".json"), path.with_suffix(".json"))
     names = [f"label_{k}" for k in range(labels)]
@@ -62,11 +62,10 @@ def test_labels_of_noise_get_chance_from_probe_fit_direction_and_grade(num, tabl
             scores[row["probe"]].append((row["score"], row["low"], row["high"]))
         for name in names[: labels // 2]:
             fitted = fit_direction(path, direction, target=name, overwrite=True).direction
-            graded = grade(path, tmp_path / "grades.csv", direction=direction, overwrite=True).scores
-            assert graded.keys() == {"fitted", "test"}
-            assert graded["fitted"]["score"] == fitted.score
+            options = {"labelled": direction, "overwrite": True}
+            measured = predict(labelled.bundle, path, tmp_path / "out", **options).measured[name]
             scores["direction"].append((fitted.score, fitted.low, fitted.high))
-            scores["grade"].append(tuple(graded["test"][key] for key in ("score", "low", "high")))
+            scores["predict"].append(tuple(measured[key] for key in ("score", "low", "high")))
     for values in scores.values():
         score, low, high = np.transpose(values)
         mean, error = mean_and_error(score)

@@ -175,6 +175,8 @@ def embed(
     chosen = _chosen(session, choice, pool)
     if map_columns and not chosen.split("train"):
         raise ConfigError("map_columns: are computed from training cases, and none is chosen; omit them, or split")
+    if session.split_origin == "drawn":
+        chosen = _without_split(chosen)
     facts = [(case.id, case.patient, case.split, case.labels) for case in chosen.cases]
     labels = json_digest(sorted(facts, key=itemgetter(0)))
     made_from = session.made_from(decodes=False, labels=labels, pool=pool, **described)
@@ -330,6 +332,10 @@ def _chosen(session: sessions.Session, choice: Choice, pool: Pool) -> cohort_spl
     chosen = replace(scans, cases=replace(session, cohort=scans).choose(choice)).with_mask_labels()
     slices = [replace(case, labels=scan.labels) for scan in chosen.cases for case in volumes[scan.id]]
     return replace(cohort, cases=slices)
+
+
+def _without_split(cohort: cohort_split.SplitCohort) -> cohort_split.SplitCohort:
+    return replace(cohort, cases=[replace(case, split=None) for case in cohort.cases])
 
 
 def _failures_file(path: Path) -> Path:

@@ -17,7 +17,7 @@ from monai_diffae.apps.embedding.encoding import EncodedCohort
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.cases import Case, PatientKey
 from monai_diffae.data.cohort_split import SplitCohort, gather_slices, whole_scan
-from monai_diffae.data.embeddings import MAP_COLUMNS, numbered_columns, split_rows, z_matrix
+from monai_diffae.data.embeddings import MAP_COLUMNS, numbered_columns, training_rows, z_matrix
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, write_failures
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.errors import ConfigError, quoted
@@ -85,7 +85,8 @@ def _table(cases: Sequence[Case], codes: Mapping[str, Any], key: PatientKey) -> 
     if columns["id"] == columns["file_name"]:
         del columns["file_name"]
     columns["patient"] = [key.hash(case.patient) for case in cases]
-    columns["split"] = [case.split for case in cases]
+    if any(case.split for case in cases):  # not of scans that are new to the model
+        columns["split"] = [case.split for case in cases]
     for name in dict.fromkeys(name for case in cases for name in case.labels):
         column = f"label_{name}" if _RESERVED_COLUMNS.fullmatch(name) else name
         if column in columns:
@@ -109,7 +110,7 @@ def with_map_columns(
     table: pd.DataFrame, cases: Sequence[Case], trained: TrainedBundle, workers: int, *, common_scale: bool
 ) -> pd.DataFrame:
     """Add two principal components ``x`` and ``y``, and a ``thumbnail``, to a table with one row per image."""
-    z_train = z_matrix(split_rows(table, "train"))
+    z_train = z_matrix(training_rows(table))
     components = principal_components(z_train, LatentStatistics.of(z_train, common_scale=common_scale), 2)
     x, y = components.coordinates(z_matrix(table)).T
     by_id = {case.id: case for case in cases}

@@ -109,7 +109,7 @@ class Report:
 def _unfair(models: Sequence[ReportData]) -> list[dict[str, str]]:
     """What makes a comparison unfair: models that were trained on cases with which the first one is tested."""
     first, *others = models
-    if not all(model.is_embedded for model in models):
+    if not all(model.is_embedded and "split" in model.table for model in models):
         return []
     held_out, found = set(first.table.loc[first.table["split"].isin(("val", "test")), "id"]), []
     for model in others:

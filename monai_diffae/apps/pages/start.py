@@ -251,14 +251,13 @@ class FirstHour:
         )
         yield (
             "Make a report to send around, also with the quality of the images:",
-            command_line("report", {**opened, "out": self.out / "report", "targets": list(self.hour.targets)}),
+            command_line("report", {**opened, "out": self.out, "targets": list(self.hour.targets)}),  # all is reused
         )
-        if edited:
-            grades = {"embeddings": data.embeddings, "out": self.out / "grades.csv", "direction": edited[0]}
-            yield f"Grade every scan along {edited[0].stem}:", command_line("grade", grades)
-        if data.is_embedded:
-            split = page_data.held_out_split(data.table)
-            unusual = {**opened, "out": self.out / "anomaly", "split": split, "limit": 8}
+        if predicted := data.predicted:
+            new = {"bundle": self.model, "cohort": "new_scans", "out": "predicted", "labelled": data.embeddings}
+            yield "Predict the labels of new scans:", command_line("predict", {**new, "targets": predicted})
+        if data.is_embedded and "test" in set(data.table.get("split", ())):  # val has calibrated the maps
+            unusual = {**opened, "out": self.out / "anomaly", "split": "test", "limit": 8}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
         if data.few_images is not None:
             name, scans = _SHIPPED[data.spatial_dims]

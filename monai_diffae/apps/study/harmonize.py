@@ -156,7 +156,7 @@ class _Cases:
         reasons = np.full(len(rows), "", object)
         for name in (scanner, *protect):
             reasons[labels.missing(rows[name].tolist()) & (reasons == "")] = f"{name} is empty"
-        names, is_train = _class_names(rows[scanner]), tables.splits_of(rows) == "train"
+        names, is_train = _class_names(rows[scanner]), np.isin(tables.splits_of(rows), ("train", "new"))
         covariates = [_covariate(rows[name], is_train, reasons) for name in protect]
         counts = pd.Series(names[is_train & (reasons == "")]).value_counts()
         few = np.array([counts.get(name, 0) < harmonization.LEAST_FITTED for name in names])

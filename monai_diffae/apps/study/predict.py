@@ -1,4 +1,4 @@
-"""The command ``predict``: labels of new scans, with probabilities or intervals, from labelled scans."""
+"""The command ``predict``: labels of new scans, from labelled scans, from a fitted model or along a direction."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from cyclopts import Parameter
 
@@ -16,6 +17,8 @@ from monai_diffae.apps.embedding.embed import Rows, embed
 from monai_diffae.apps.record import run_once
 from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import NONE_GIVEN, LabelKinds, Reading, Run, Seed, this_process
+from monai_diffae.apps.synthesis.fit_direction import read_direction
+from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.atomic import write_atomic, write_csv
 from monai_diffae.data.fingerprints import digest, file_checksum
@@ -26,12 +29,18 @@ with on_first_use:
     import numpy as np
     import pandas as pd
 
+    from monai_diffae import latents
     from monai_diffae.apps import table_origin
     from monai_diffae.data import embeddings as tables
     from monai_diffae.latents import predictor as predictors
     from monai_diffae.latents import statistics
     from monai_diffae.latents import targets as labels
     from monai_diffae.latents.probing import scores as metrics
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Model: TypeAlias = predictors.Predictor | latents.Direction
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +69,7 @@ def predict(
     predict better. Which, and how strongly the model is regularised, is chosen by cross-validation over patients;
     the score to expect is that of this whole procedure for held-out patients, whose predictions also calibrate
     probabilities and intervals. The classes are taken to be as frequent among the new scans as among the labelled ones.
+    New scans that have the label are scored, unless they or their patients are among the labelled ones.
 
     ``predictions.csv`` has one row per scan: ``id``; for classes the most probable one in a column with the name of
     the label, and the probability of each, ``sick_yes``; for numbers the value with ``age_low`` and ``age_high``,
@@ -68,11 +78,16 @@ def predict(
     ``is a labelled scan``, whose label the model knows. ``predictor.safetensors`` is the fitted model: give it as
     ``labelled`` to use it again. It has three numbers per labelled scan, by which these are recognised, and no names.
 
+    Along a direction, ``sick_distance`` is the signed distance in standard deviations of the training cases, for
+    instance as a measure of severity, and probabilities take both classes to be equally frequent; intervals and the
+    first doubt are not known.
+
     Args:
         bundle: Folder of the trained bundle that made the table.
-        cohort: The new scans: folder, CSV/TSV, MONAI datalist or single scan.
+        cohort: The new scans: folder, CSV/TSV, MONAI datalist or single scan; or their table of embeddings, Parquet.
         out: Folder for predictions, predictor, and the embeddings of the new scans.
-        labelled: Table of embeddings with labels, written by ``embed``; or a ``predictor.safetensors``.
+        labelled: Table of embeddings with labels, written by ``embed``; a ``predictor.safetensors``; or a direction,
+            written by ``fit-direction``.
         targets: Label columns to predict; by default numbers, and text with 2 to 10 classes.
         kinds: Whether labels are ``classes`` or ``numbers``, e.g. ``stage=classes age=numbers``; by default as in
             ``probe``.
@@ -83,8 +98,8 @@ def predict(
     Returns:
         The folder; ``predictions``, the table; ``scores``, for each label ``metric``, ``score`` with its 95 % interval
         (``low``, ``high``), ``features``, ``num_patients``, and for numbers ``coverage``, the share of held-out cases
-        in their interval (None: it is infinite); ``counts`` of predicted classes, and ``doubts``; ``num_cases`` and
-        ``num_failed``.
+        in their interval (None: it is infinite); ``measured``, the same scores of new scans with labels; ``counts`` of
+        predicted classes, and ``doubts``; ``num_cases`` and ``num_failed``.
 
     Raises:
         ConfigError: the table is of another model or preprocessing, has no label to predict, or too few patients.
@@ -94,102 +109,136 @@ def predict(
         raise ConfigError(f"out: {out.name} is a file, or the folder of {labelled.name}; choose a new folder")
     if this_process().world_size > 1:
         raise ConfigError("predict: runs in one process; embed the new scans with several before, in out")
-    fitted, origin = _predictors(labelled, checksum(bundle), targets, kinds, seed)
-    counts = Counter(["id", *(each.target + end for each in fitted for end in _ends(each))])
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise ConfigError(f"targets: two of them give a column '{twice[0]}'; predict one of them at a time")
-    features = "wide" if any(each.features == "wide" for each in fitted) else "z"
-    made = embed(bundle, cohort, out, features=features, rows=Rows(pool=origin["pool"]), reading=reading, run=run)
-    table = tables.read_embeddings(Path(made))
-    if features == "wide" and origin["wide"] != table_origin.origin_of(Path(made)).get("wide"):
-        raise ConfigError(f"labelled: {labelled.name} has wide features that were fitted again since; embed it again")
-    preprocessing = table_origin.recorded_preprocessing(table)
-    if None not in (preprocessing, origin["preprocessing"]) and preprocessing != origin["preprocessing"]:
-        raise ConfigError(
-            f"labelled: the scans of {labelled.name} were preprocessed in another way; use the same overrides"
-        )
+    source = _Source.read(labelled, checksum(bundle), targets, kinds)
+    num_failed, incomplete, embeddings = 0, None, cohort
+    if cohort.suffix.lower() != ".parquet":
+        rows = Rows(pool=source.origin.get("pool", "none"))
+        made = embed(bundle, cohort, out, features=source.features, rows=rows, reading=reading, run=run)
+        num_failed, incomplete, embeddings = made.num_failed, made.incomplete, Path(made)
+    table = tables.read_embeddings(embeddings)
+    source.check_fits(embeddings, table)
     predictions, predictor = out / "predictions.csv", out / PREDICTOR
     made_from = {
         "labelled": file_checksum(labelled),
-        "embeddings": file_checksum(Path(made)),
-        "targets": [each.target for each in fitted],
+        "embeddings": file_checksum(embeddings),
+        "targets": list(targets),
         "kinds": dict(kinds),
         "seed": seed,
     }
 
     def make() -> Mapping[str, Any]:
-        rows = _rows(table, fitted)
+        models = source.models(targets, kinds, seed)
+        rows = _rows(table, models)
         write_csv(predictions, rows)
-        write_atomic(predictor, lambda path: write_predictors(path, fitted, origin))
-        scores = {each.target: {**each.scores, "features": each.features} for each in fitted}
-        counts = {each.target: rows[each.target].value_counts().to_dict() for each in fitted if each.classes}
-        counts = {target: {str(name): int(count) for name, count in each.items()} for target, each in counts.items()}
-        found = {each.target: Counter(rows[f"{each.target}_doubt"]) for each in fitted}
-        doubts = {target: {name: each[name] for name in (_UNLIKE, _LABELLED)} for target, each in found.items()}
-        figures = {"scores": scores, "counts": counts, "doubts": doubts}
-        return {**figures, "num_cases": len(rows), "num_failed": made.num_failed}
+        if fitted := [each for each in models if isinstance(each, predictors.Predictor)]:
+            write_atomic(predictor, lambda path: write_predictors(path, fitted, source.origin))
+        counts = {each.target: rows[each.target].value_counts().to_dict() for each in models if each.classes}
+        found = {each.target: Counter(rows[f"{each.target}_doubt"]) for each in models}
+        scores = {each.target: _expected(each) for each in models}
+        measured = {each.target: _measured(table, rows, each, seed) for each in models}
+        both = {"expected": scores, "measured": {name: each for name, each in measured.items() if each}}
+        values = {f"{name}_{kind}": each["score"] for kind, of in both.items() for name, each in of.items()}
+        log_to_open_run({name: score for name, score in values.items() if score is not None}, [], "predictions")
+        return {
+            "scores": scores,
+            "measured": both["measured"],
+            "counts": {target: {str(name): int(count) for name, count in of.items()} for target, of in counts.items()},
+            "doubts": {target: {name: of[name] for name in (_UNLIKE, _LABELLED)} for target, of in found.items()},
+            "num_cases": len(rows),
+            "num_failed": num_failed,
+        }
 
-    figures, skipped = run_once("predict", out, [predictions, predictor], made_from, make, overwrite=run.overwrite)
-    return Result(
-        out,
-        figures,
-        notes=list(_lines(figures)),
-        incomplete=made.incomplete,
-        skipped=skipped,
-        content={"predictions": predictions, "predictor": predictor},
-    )
+    files = [predictions] if labelled.suffix == ".json" else [predictions, predictor]
+    figures, skipped = run_once("predict", out, files, made_from, make, overwrite=run.overwrite)
+    content = {"predictions": predictions, "predictor": predictor if predictor in files else None}
+    return Result(out, figures, list(_lines(figures)), incomplete=incomplete, skipped=skipped, content=content)
 
 
-def _predictors(
-    path: Path, model: str, targets: Sequence[str], kinds: Mapping[str, Any], seed: int
-) -> tuple[list[predictors.Predictor], dict[str, Any]]:
-    """The predictors of a file, or fitted to a table; and the model and preprocessing of their codes."""
-    if path.suffix == ".safetensors":
-        fitted, origin = read_predictors(path)
-        _check_model(path, origin, model)
-        if kinds:
+@dataclass(frozen=True)
+class _Source:
+    """What predictions are made from: a file of embeddings, of predictors or of a direction."""
+
+    path: Path
+    origin: Mapping[str, Any]  # the model, preprocessing, pool and wide features of the codes that it is for
+    features: Literal["z", "wide"]  # of the new scans
+    fitted: Sequence[Model] = ()  # empty: it is a table, to which predictors are fitted
+
+    @classmethod
+    def read(cls, path: Path, model: str, targets: Sequence[str], kinds: Mapping[str, Any]) -> _Source:
+        """Read a file, and check that it is of this model and has these targets."""
+        features: Literal["z", "wide"] = "z"
+        fitted: Sequence[Model] = ()
+        if path.suffix == ".json":
+            line = read_direction(path)
+            fitted, known = [line], [line.target]
+            origin: dict[str, Any] = {"model": line.model, "preprocessing": line.preprocessing}
+        elif path.suffix == ".safetensors":
+            read, origin = read_predictors(path)
+            fitted, known = read, [each.target for each in read]
+            features = "wide" if any(each.features == "wide" for each in read) else "z"
+        else:
+            table_origin.check_z_sem(path)
+            table = tables.read_embeddings(path)
+            recorded = table_origin.recorded_preprocessing(table)
+            origin = {"pool": "none", "wide": None, **table_origin.origin_of(path), "preprocessing": recorded}
+            origin = {name: origin[name] for name in ("model", "preprocessing", "pool", "wide")}
+            if "patch" in origin["pool"]:
+                raise ConfigError(f"labelled: {path.name} is of patches; embed the cohort without them")
+            known = tables.check_labels(table, {"targets": targets})
+            features = "wide" if tables.wide_columns(table) else "z"
+        if origin["model"] != model:
+            raise ConfigError(
+                f"labelled: {path.name} is of another model than the bundle; embed or fit it with this bundle"
+            )
+        if fitted and kinds:
             raise ConfigError(f"kinds: are those of {path.name}; omit them")
-        known = [each.target for each in fitted]
         if unknown := [name for name in targets if name not in known]:
             raise ConfigError(f"targets: {path.name} has no '{unknown[0]}'; choose from: {', '.join(known)}")
-        return [each for each in fitted if not targets or each.target in targets], origin
-    table_origin.check_z_sem(path)
-    made_by: dict[str, Any] = table_origin.origin_of(path)
-    _check_model(path, made_by, model)
-    if "patch" in made_by["pool"]:
-        raise ConfigError(f"labelled: {path.name} is of patches; embed the cohort without them")
-    table = tables.read_embeddings(path).sort_values("id", kind="stable", ignore_index=True)
-    known = tables.check_labels(table, {"targets": targets})
-    names = list(dict.fromkeys(targets)) or labels.default_targets({each: table[each].tolist() for each in known})
-    if unknown := [name for name in kinds if name not in names]:
-        raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
-    if not names:
-        raise ConfigError(f"labelled: {path.name} has no label to predict; set targets, or embed a cohort with labels")
-    codes, patients, fitted = _codes(table), tables.patients_of(table), []
-    for name in names:
-        try:
-            target = labels.read_target(table[name].tolist(), name, kind=kinds.get(name, "auto"))
-            fitted.append(predictors.fit_predictor(codes, target, patients, seed))
-        except ConfigError as error:
-            if targets or len(names) == 1:
-                raise
-            logger.warning("%s", error)
-        else:
-            if left_out := [each for each in target.classes or () if each not in (fitted[-1].classes or ())]:
-                logger.warning("target '%s': classes with too few patients are left out: %s", name, ", ".join(left_out))
-    if not fitted:
-        raise ConfigError(f"labelled: {path.name} has too few patients with a label; label more")
-    return fitted, {
-        "model": made_by["model"],
-        "pool": made_by["pool"],
-        "wide": made_by.get("wide"),
-        "preprocessing": table_origin.recorded_preprocessing(table),
-    }
+        return cls(path, origin, features, [each for each in fitted if not targets or each.target in targets])
 
+    def check_fits(self, embeddings: Path, table: pd.DataFrame) -> None:
+        """Check that the codes of new scans were made like those of the file."""
+        made = {**table_origin.origin_of(embeddings), "preprocessing": table_origin.recorded_preprocessing(table)}
+        table_origin.check_z_sem(embeddings)
+        for key, why in {
+            "model": "is of another model; embed both with the same bundle",
+            "pool": "was pooled in another way; embed both alike",
+            "preprocessing": "is of scans that were preprocessed in another way; use the same overrides",
+            "wide": "has wide features that were fitted again since; embed it again",
+        }.items():
+            known = {made.get(key), self.origin.get(key)} - {None}
+            if len(known) > 1 and (key != "wide" or self.features == "wide"):
+                raise ConfigError(f"labelled: {self.path.name} {why}")
 
-def _check_model(path: Path, origin: Mapping[str, Any], model: str) -> None:
-    if origin["model"] != model:
-        raise ConfigError(f"labelled: {path.name} is of another model than the bundle; embed the cohort with it")
+    def models(self, targets: Sequence[str], kinds: Mapping[str, Any], seed: int) -> Sequence[Model]:
+        """The models of the file, or those fitted to the table."""
+        if self.fitted:
+            return self.fitted
+        table = tables.read_embeddings(self.path).sort_values("id", kind="stable", ignore_index=True)
+        known = tables.check_labels(table, {"targets": targets})
+        names = list(dict.fromkeys(targets)) or labels.default_targets({each: table[each].tolist() for each in known})
+        if unknown := [name for name in kinds if name not in names]:
+            raise ConfigError(f"kinds: '{unknown[0]}' is not among the targets: {', '.join(names)}")
+        if not names:
+            raise ConfigError(
+                f"labelled: {self.path.name} has no label to predict; set targets, or embed a cohort with labels"
+            )
+        codes, patients, fitted = _codes(table), tables.patients_of(table), []
+        for name in names:
+            try:
+                target = labels.read_target(table[name].tolist(), name, kind=kinds.get(name, "auto"))
+                fitted.append(predictors.fit_predictor(codes, target, patients, seed))
+            except ConfigError as error:
+                if targets or len(names) == 1:
+                    raise
+                logger.warning("%s", error)
+            else:
+                if left_out := [each for each in target.classes or () if each not in (fitted[-1].classes or ())]:
+                    listed = ", ".join(left_out)
+                    logger.warning("target '%s': classes with too few patients are left out: %s", name, listed)
+        if not fitted:
+            raise ConfigError(f"labelled: {self.path.name} has too few patients with a label; label more")
+        return fitted
 
 
 def _codes(table: pd.DataFrame) -> dict[str, Any]:
@@ -199,50 +248,102 @@ def _codes(table: pd.DataFrame) -> dict[str, Any]:
     )
 
 
-def _ends(predictor: predictors.Predictor) -> list[str]:
-    """The ends of the names of a predictor's columns."""
-    inner = ["low", "high"] if predictor.classes is None else predictor.classes
-    return ["", *(f"_{each}" for each in inner), "_doubt"]
-
-
-def _rows(table: pd.DataFrame, fitted: Sequence[predictors.Predictor]) -> pd.DataFrame:
+def _rows(table: pd.DataFrame, models: Sequence[Model]) -> pd.DataFrame:
     """The table of predictions."""
-    rows, codes = pd.DataFrame({"id": table["id"]}), _codes(table)
-    for each in fitted:
-        x = codes[each.features]
-        predicted = each.predict(x)
-        if each.classes is None:
-            half = each.half_width
-            columns = {"": predicted, "_low": predicted - half, "_high": predicted + half}
-        else:
-            most = np.array(each.classes, object)[predicted.argmax(axis=1)]
-            columns = {"": most} | {f"_{name}": p for name, p in zip(each.classes, predicted.T, strict=True)}
-        columns["_doubt"] = np.select([each.is_labelled(x), each.is_unlike(x)], [_LABELLED, _UNLIKE], "")
-        for end, values in columns.items():
-            rows[each.target + end] = values
-    return rows
+    rows, codes = {"id": table["id"]}, _codes(table)
+    for model in models:
+        for end, values in _columns(model, codes).items():
+            if (name := model.target + end) in rows:
+                raise ConfigError(f"targets: two of them give a column '{name}'; predict one of them at a time")
+            rows[name] = values
+    return pd.DataFrame(rows)
+
+
+def _columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a model, by the ends of their names."""
+    if isinstance(model, latents.Direction):
+        z, predicted = codes["z"], model.predict(codes["z"])
+        columns = _of_classes(model.classes, np.stack([1 - predicted, predicted], axis=1)) if model.classes else {}
+        doubt = np.where(model.is_fitted_to(z), _LABELLED, "")
+        return {"": predicted, **columns, "_distance": model.distance(z) / model.std, "_doubt": doubt}
+    x, half = codes[model.features], model.half_width
+    predicted = model.predict(x)
+    doubt = np.where(model.is_labelled(x), _LABELLED, np.where(model.is_unlike(x), _UNLIKE, ""))
+    numbers = {"": predicted, "_low": predicted - half, "_high": predicted + half}
+    return {**(_of_classes(model.classes, predicted) if model.classes else numbers), "_doubt": doubt}
+
+
+def _of_classes(classes: Sequence[str], probabilities: NDArray[Any]) -> dict[str, Any]:
+    most = np.array(classes, object)[probabilities.argmax(axis=1)]
+    return {"": most, **{f"_{name}": p for name, p in zip(classes, probabilities.T, strict=True)}}
+
+
+def _expected(model: Model) -> dict[str, Any]:
+    """How well a model predicts held-out patients of the labelled cases."""
+    if not isinstance(model, latents.Direction):
+        return {**model.scores, "features": model.features}
+    metric = "auroc" if model.classes else "r2"
+    scores = {"metric": metric, "score": model.score, "low": model.low, "high": model.high}
+    return {**scores, "features": "z", "num_cases": model.num_cases}
+
+
+def _measured(table: pd.DataFrame, rows: pd.DataFrame, model: Model, seed: int) -> dict[str, Any] | None:
+    """How well a model predicts new cases that have the label; None: none has, or only one class of it."""
+    if model.target not in tables.label_columns(table):
+        return None
+    patients, is_labelled = tables.patients_of(table), (rows[f"{model.target}_doubt"] == _LABELLED).to_numpy()
+    is_new = ~np.isin(patients, patients[is_labelled]) & ~labels.missing(table[model.target].tolist())
+    if model.classes is None:
+        truth = pd.to_numeric(table[model.target], errors="coerce").to_numpy(float)
+        is_new &= np.isfinite(truth)
+    else:
+        others = model.classes[0] == labels.rest_of(model.classes[-1])
+        names = {name: code for code, name in enumerate(model.classes)}
+        truth = table[model.target].map(labels.class_name).map(names).fillna(0 if others else -1).to_numpy(int)
+        is_new &= truth >= 0
+    order = np.flatnonzero(is_new)[np.argsort(table["id"][is_new].to_numpy(str), kind="stable")]
+    if len(np.unique(truth[order])) < 2:
+        return None
+    predicted = rows.iloc[order]
+    scores: metrics.ClassScores | metrics.NumberScores
+    if model.classes is None:
+        scores = metrics.NumberScores(truth[order], predicted[model.target])
+    else:
+        scores = metrics.ClassScores(truth[order], predicted[[f"{model.target}_{name}" for name in model.classes]])
+    score, low, high = map(metrics.plain, metrics.with_interval(scores, patients[order], seed))
+    return {"metric": scores.metrics[0], "score": score, "low": low, "high": high, "num_cases": len(order)}
 
 
 def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """What to expect of each label, what was predicted, and which scans are in doubt."""
     for target, row in figures["scores"].items():
-        score = f"{metrics.NAMES[row['metric']]} {row['score']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
-        patients = counted(row["num_patients"], "labelled patient")
-        yield f"{target}: expect {score}, as for held-out patients among {patients}; from {row['features']}"
-        if row["low"] <= metrics.CHANCE[row["metric"]]:
+        patients = row.get("num_patients")
+        among = (
+            counted(row["num_cases"], "labelled case") if patients is None else counted(patients, "labelled patient")
+        )
+        yield f"{target}: expect {_score(row)}, as for held-out patients among {among}; from {row['features']}"
+        if row["low"] is None or row["low"] <= metrics.CHANCE[row["metric"]]:
             yield f"{target}: this may be chance, so do not use what is predicted; label more patients"
+        if measured := figures["measured"].get(target):
+            scans = counted(measured["num_cases"], "new scan")
+            yield f"{target}: measured {_score(measured)} on {scans} with this label"
         if target in figures["counts"]:
             counts = ", ".join(f"{name} {count}" for name, count in figures["counts"][target].items())
             yield f"{target}: predicted {counts}"
-        elif row["coverage"] is not None:
-            yield f"{target}: the intervals held {row['coverage']:.0%} of held-out numbers (90 % expected)"
-        else:
+        elif "coverage" in row and row["coverage"] is None:
             yield f"{target}: too few labelled scans for an interval"
+        elif "coverage" in row:
+            yield f"{target}: the intervals held {row['coverage']:.0%} of held-out numbers (90 % expected)"
         doubts = figures["doubts"][target]
         if number := doubts[_UNLIKE]:
             yield f"{target}: {counted(number, 'scan')} unlike the labelled ones: do not trust their predictions"
         if number := doubts[_LABELLED]:
             yield f"{target}: {counted(number, 'scan')} among the labelled ones, whose labels the model knows"
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    interval = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
+    return f"{metrics.NAMES[row['metric']]} {row['score']:.2f}{interval}"
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from monai_diffae.apps.settings import Key, Training
 from monai_diffae.apps.training.train import results_folder, run_training, training_result
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import checksum, read_description
+from monai_diffae.data.cases import Case, assign_splits
 from monai_diffae.data.progress import count_failures
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
@@ -91,7 +92,7 @@ def embedded_cohort(
         table = tables.read_embeddings(embeddings)
         table_origin.check_same_model(embeddings, bundle)
         table_origin.check_same_preprocessing(embeddings, read_description(model_file(bundle)))
-        return table
+        return _with_split(table)
     if cohort is None:
         raise ConfigError(
             "cohort: is required unless there are embeddings; give one of them (in a bundle run, dataset_dir or "
@@ -101,7 +102,16 @@ def embedded_cohort(
     made = embed(bundle, cohort, out, columns=columns or {}, workers=workers, device=device, overwrite=overwrite)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()  # the first process writes the table
-    return tables.read_embeddings(Path(made))
+    return _with_split(tables.read_embeddings(Path(made)))
+
+
+def _with_split(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a split, which scans that are new to the autoencoder do not have."""
+    if "split" in table:
+        return table
+    first = table.groupby(tables.patients_of(table))["id"].transform("min")  # names of patients depend on the folder
+    cases = [Case(str(name), {}, str(patient)) for name, patient in zip(table["id"], first, strict=True)]
+    return table.assign(split=[str(case.split) for case in assign_splits(cases)])
 
 
 def training_statistics(table: pd.DataFrame) -> statistics.LatentStatistics:

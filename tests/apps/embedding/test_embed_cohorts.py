@@ -237,12 +237,12 @@ def test_cases_of_a_process_that_never_came_are_an_error(trained, cohort, tmp_pa
 # -- tables ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_records_that_its_split_was_drawn(labelled, tmp_path):
+def test_a_table_of_new_scans_has_no_split_and_records_why(labelled, tmp_path):
     cohort = tmp_path / "scans.csv"
     pd.DataFrame({"image": pictures(tmp_path, 9)}).to_csv(cohort, index=False)
     table = read_embeddings(embed(labelled.bundle, cohort, tmp_path / "z", device="cpu").path)
     assert split_origin(table) == "drawn"
-    assert set(table["split"]) == {"train", "val", "test"}
+    assert "split" not in table  # these scans are new to the model
     baseline = embed(labelled.bundle, cohort, tmp_path / "z", encoder="untrained", device="cpu")
     assert split_origin(read_embeddings(baseline.path)) is None
 

@@ -58,7 +58,7 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert "w_000" in table
     assert "small (3)" in set(table["id"])
     assert "monai-diffae embed" in page.text
-    assert not any("grade" in line or "--directions" in line for _, line in started.next_lines)
+    assert not any("predict" in line or "--directions" in line for _, line in started.next_lines)
     lines = [outcome.step.line for outcome in started.outcomes] + [line for _, line in started.next_lines]
     for line in lines:  # each can be typed
         parse(build_app(), shlex.split(line)[1:])
@@ -93,10 +93,11 @@ def test_scans_are_edited_along_a_label_that_z_sem_predicts(started, pictures, b
     hour.plan()
     found = hour.run()
     assert [outcome.step.command for outcome in hour.steps.outcomes][-2:] == ["fit-direction", "edit"]
-    assert sum("directions/label.json" in line for _, line in hour.next_lines(found)) == 2  # explore, grade
+    assert sum("directions/label.json" in line for _, line in hour.next_lines(found)) == 1  # explore
+    assert any("predict" in line and "--targets label" in line for _, line in hour.next_lines(found))
     assert any("--split test" in line for _, line in hour.next_lines(found))
     found.table.loc[found.table["split"] == "test", "split"] = "val"
-    assert not any("--split test" in line for _, line in hour.next_lines(found))
+    assert not any("anomaly" in line for _, line in hour.next_lines(found))  # val has calibrated the maps
 
 
 # -- before the training -----------------------------------------------------------------------------------------------

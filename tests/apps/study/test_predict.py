@@ -41,7 +41,7 @@ def test_the_file_of_a_predictor_predicts_the_same(predicted, labelled, tmp_path
 def test_another_model_or_preprocessing_is_refused(predicted, labelled, tiny_bundle, tmp_path):
     with pytest.raises(ConfigError, match="^labelled: predictor.safetensors is of another model"):
         predict(tiny_bundle.directory, labelled.cohort, tmp_path / "other", labelled=predicted.predictor)
-    with pytest.raises(ConfigError, match="^labelled: the scans of predictor.safetensors were preprocessed"):
+    with pytest.raises(ConfigError, match="^labelled: predictor.safetensors is of scans that were preprocessed"):
         predict(
             labelled.bundle,
             labelled.cohort,
