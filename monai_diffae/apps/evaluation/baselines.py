@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from monai_diffae.apps.settings import Comparison, Reading, Run
 from monai_diffae.apps.table_origin import preprocessing_differences, safe_overrides, warn_if_cohort_changed
 from monai_diffae.data import embeddings as tables
+from monai_diffae.data.cohort_split import gather_slices
 from monai_diffae.data.fingerprints import digest, file_checksum
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.latents.probing.probes import INTENSITY_NAME, WIDE_NAME, FeatureSet, intensity_statistics
@@ -85,34 +88,45 @@ def pixel_features(
     warn_if_cohort_changed(table, session.cohort, comparison.cohort or "", "pixel_baselines")
     ids = tables.case_ids(table, "embeddings")
     with tempfile.TemporaryDirectory() as folder:
-        images, is_available = _images(ids, session, Path(folder) if out is None else out)
+        images, values, is_available = _images(ids, session, Path(folder) if out is None else out)
     feature_sets = {
         "pca": lambda: FeatureSet.pca(images, len(tables.z_columns(table)), is_available),
-        "intensity": lambda: FeatureSet.from_values(INTENSITY_NAME, intensity_statistics(images), is_available),
+        "intensity": lambda: FeatureSet.from_values(INTENSITY_NAME, values, is_available),
     }
     return [feature_sets[name]() for name in dict.fromkeys(comparison.pixel_baselines)]
 
 
-def _images(ids: Sequence[str], session: sessions.Session, out: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The images ``[N, C, *S]`` that the encoder sees, and whether each is available; zeros if not."""
+def _images(
+    ids: Sequence[str], session: sessions.Session, out: Path
+) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_]]:
+    """The images ``[N, C, *S]`` that the encoder sees, their statistics, and whether each is available; zeros if not.
+
+    Of a volume whose slices were pooled, the means over its slices: components of the mean are means of components.
+    """
+    cases, owners = session.cohort.cases, {case.id: case.id for case in session.cohort.cases}
+    if not owners.keys() & set(ids):
+        volumes, _ = gather_slices(cases, [])
+        owners = {case.id: name for name, slices in volumes.items() for case in slices}
     requested = set(ids)
-    cases = [case for case in session.cohort.cases if case.id in requested]
+    cases = [case for case in cases if owners[case.id] in requested]
     if not cases:
-        raise CohortError(
-            "pixel_baselines: no case of the table is an image of the cohort; give the cohort that was embedded, "
-            "embedded without pool"
-        )
+        raise CohortError("pixel_baselines: no case of the table is in the cohort; give the cohort that was embedded")
     read, key = session.read(cases, out, "probe_failures.csv"), session.encoder_key
-    positions = {case.id: position for position, case in enumerate(read.cases)}
     first = read.dataset[0][key]
     gib = len(ids) * first.numel() * 4 / 1024**3
     if gib > _LARGE_GIB:
         logger.warning("the images of %d cases need %.1f GiB of memory, and PCA as much again", len(ids), gib)
+    rows, usable = {name: row for row, name in enumerate(ids)}, {case.id for case in read.cases}
+    lost = {owners[case.id] for case in cases if case.id not in usable}  # volumes with an unusable slice
+    counts = Counter(owners[case.id] for case in cases)
     images = np.zeros((len(ids), *first.shape), np.float32)
-    for row, case_id in enumerate(ids):
-        if case_id in positions:
-            images[row] = read.dataset[positions[case_id]][key].numpy()
-    return images, np.array([case_id in positions for case_id in ids])
+    values = np.zeros((len(ids), intensity_statistics(first[None].numpy()).shape[1]))
+    for position, case in enumerate(read.cases):
+        if (name := owners[case.id]) not in lost:
+            image = read.dataset[position][key].numpy()
+            images[rows[name]] += image / counts[name]
+            values[rows[name]] += intensity_statistics(image[None])[0] / counts[name]
+    return images, values, np.array([name in counts and name not in lost for name in ids])
 
 
 def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:

@@ -1,7 +1,7 @@
 """The ordinary data of a report: what commands found out about one bundle, and the labels and cases to show."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -25,9 +25,11 @@ from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.atomic import write_csv
 from monai_diffae.data.cases import TWINS, Case, label_names, marks_twins, safe_id
+from monai_diffae.data.cohort_split import gather_slices, whole_scan
 from monai_diffae.data.embeddings import label_columns, read_embeddings
 from monai_diffae.data.inspection.twins import are_classes
 from monai_diffae.errors import ConfigError
+from monai_diffae.latents import Direction
 from monai_diffae.latents.representation import LEAST_USAGE
 from monai_diffae.latents.targets import read_target, reason_against
 
@@ -88,10 +90,44 @@ class ReportData:
     @cached_property
     def can_have_wide(self) -> bool | None:
         """Whether wide features are stored, or can be fitted to this cohort and stored; None: the encoder has none."""
-        session = Session.open(self.bundle, self.cohort or "", run=Run(device="cpu"))
+        session = self.session
         if not hasattr(session.trained.network.encoder, "features"):
             return None
         return session.trained.has_wide or (session.can_fit_wide and len(session.cohort.split("train")) > 1)
+
+    @cached_property
+    def session(self) -> Session:
+        """The bundle and the cohort, opened."""
+        return Session.open(self.bundle, self.cohort or "", run=Run(device=self.run.device))
+
+    @cached_property
+    def slices(self) -> dict[str, list[Case]]:
+        """The slices of each volume, by its id, if a 2D model sees volumes: the table then has a row per volume."""
+        cases = self.session.cohort.cases if self.cohort is not None else []
+        has_volumes = any(case.slice_index is not None for case in cases)
+        return gather_slices(cases, [])[0] if has_volumes else {}
+
+    @cached_property
+    def pictured(self) -> dict[str, Case]:
+        """The case that shows each case of the table, by its id: the middle slice of a volume; also all slices."""
+        middle = {name: slices[len(slices) // 2] for name, slices in self.slices.items()}
+        return {**middle, **{case.id: case for case in self.session.cohort.cases}}
+
+    @cached_property
+    def scan_of(self) -> dict[str, str]:
+        """The row of the table to which each case belongs: the volume of a slice."""
+        volumes = {case.id: name for name, slices in self.slices.items() for case in slices}
+        return {case.id: volumes.get(case.id, case.id) for case in self.session.cohort.cases}
+
+    def _slice_along(self, name: str, direction: Direction) -> str:
+        """The id of the slice of a volume that shows a direction best; of an image its own id."""
+        if name not in self.slices:
+            return name
+        slices = {case.slice_index: case.id for case in self.slices[name]}
+        opened = self.session.trained.open(whole_scan(self.slices[name][0]))
+        distance = direction.distance(opened.z_sem.cpu().numpy())
+        best = distance.argmax() if distance.mean() > 0 else distance.argmin()
+        return slices[opened.slices[best]]
 
     @cached_property
     def has_wide(self) -> bool:
@@ -99,12 +135,6 @@ class ReportData:
         if self.embeddings.is_file() and not self.run.overwrite:
             return "w_000" in read_schema(self.embeddings).names
         return bool(self.can_have_wide)
-
-    @property
-    def file_names(self) -> Mapping[str, str]:
-        """The names of each case's files without suffix, by its id."""
-        names = self.table["file_name"] if "file_name" in self.table else self.table["id"]
-        return dict(zip(self.table["id"], names, strict=True))
 
     @cached_property
     def labels(self) -> list[str]:
@@ -194,7 +224,8 @@ class ReportData:
         """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
         if not self.is_embedded:
             return []
-        return self._examples(self.labels[0] if self.labels else None, SIZE.num_reconstructed[self.spatial_dims - 2])
+        names = self._examples(self.labels[0] if self.labels else None, SIZE.num_reconstructed[self.spatial_dims - 2])
+        return [self.pictured[name].id for name in names]
 
     def _examples(self, target: str | None, count: int) -> list[str]:
         examples = [] if target is None else find_examples(self.table, target, count)
@@ -229,7 +260,7 @@ class ReportData:
         if self.is_embedded:
             for target in self.predicted[:_MOST_EDITED_TARGETS] if self.uses_z_sem else ():
                 self._edit(target)
-            if self.uses_z_sem and not self.predicted:
+            if self.uses_z_sem and not self.predicted and not self.slices:
                 self._attempt(
                     "traversal",
                     "Traverse the main directions",
@@ -268,7 +299,9 @@ class ReportData:
         if self.cohort is not None and self.topics.targets:
             check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.topics.targets)
         wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
-        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **self._opened, **wide):
+        pool = {"pool": "mean"} if self.slices else {}
+        embed = {**self._opened, **wide, **pool}
+        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **embed):
             return
         self._attempt(
             "reconstructions",
@@ -344,14 +377,14 @@ class ReportData:
                 **self._opened,
                 direction=direction,
                 captions=[target],
-                cases=self._examples(target, SIZE.num_edited),
+                cases=[self._slice_along(case, fitted.direction) for case in self._examples(target, SIZE.num_edited)],
             )
 
     def _generate(self) -> None:
         samples = self._attempt(
             "samples", "Generate synthetic images", "generate", bundle=self.bundle, num_images=SIZE.num_samples
         )
-        if samples is not None and self.is_embedded:
+        if samples is not None and self.is_embedded and not self.slices:
             self._attempt(
                 "samples_neighbors",
                 "Find the cases nearest to the synthetic images",

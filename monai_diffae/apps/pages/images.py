@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from monai_diffae.apps.html import data_address
 from monai_diffae.apps.pages.data import ReportData
-from monai_diffae.apps.session import Session
-from monai_diffae.apps.settings import Choice, Run
 from monai_diffae.bundle import TrainedBundle
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.cases import safe_file_name
@@ -56,19 +53,15 @@ class ReportImages:
     def __init__(self, data: ReportData) -> None:
         self._data, self.folder = data, data.folder / "media"
 
-    @cached_property
-    def session(self) -> Session:
-        """The bundle and the cohort, opened."""
-        return Session.open(self._data.bundle, self._data.cohort or "", run=Run(device=self._data.run.device))
-
     def read(self, ids: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """Ids and images (C, *S) in the model's range; cases that cannot be read are left out."""
-        cases = self.session.choose(Choice(cases=list(dict.fromkeys(ids))))
-        read = self.session.read(cases, self.folder, "pictures_failures.csv", named=True)
-        yield from ((case.id, read.dataset[i]["image"]) for i, case in enumerate(read.cases))
+        names = {self._data.pictured[name].id: name for name in ids}
+        cases = [self._data.pictured[name] for name in names.values()]
+        read = self._data.session.read(cases, self.folder, "pictures_failures.csv", named=True)
+        yield from ((names[case.id], read.dataset[i]["image"]) for i, case in enumerate(read.cases))
 
     def thumbnails(self, ids: Sequence[str], most: int = _MOST_THUMBNAILS) -> dict[str, str]:
-        """Pictures of the first ``most`` cases, as addresses by id; of volumes the middle axial slice."""
+        """Pictures of the first ``most`` cases, as addresses by id; of volumes the middle slice."""
         ids = list(dict.fromkeys(ids))[:most]
         made_from = [file_checksum(self._data.embeddings), self._data.summary["sha256"], ids]
         return _thumbnails(self.folder / "thumbnails", made_from, self.read(ids), self._data)
@@ -76,24 +69,25 @@ class ReportImages:
     def scans(self, ids: Sequence[str]) -> dict[str, Path]:
         """Write pictures of the scans themselves, by id; of volumes the axial middle slice."""
         files = {}
-        for case in self.session.choose(Choice(cases=list(dict.fromkeys(ids)))):
+        for name in dict.fromkeys(ids):
+            case = self._data.pictured[name]
             with suppress(ScanError):  # it was changed since it was embedded
                 scan = read_scan(case.first_file)
                 if scan.spatial_dims == 3:
                     scan = slice_volume(scan, "axial", ras_shape(scan)[2] // 2)
                 low, high = np.percentile(scan.array, (0.5, 99.5)).tolist()
                 picture = shown(torch.from_numpy(scan.array)[None], (low, max(high, low + 1e-6)), self._data.is_colour)
-                files[case.id] = _write(side_by_side(picture)[0], self.folder / "scans" / f"{case.file_name}.webp")
+                files[name] = _write(side_by_side(picture)[0], self.folder / "scans" / f"{case.file_name}.webp")
         return files
 
     def reconstructions(self) -> dict[str, dict[str, Strips]]:
         """Write the panels of the reconstructed cases, by id and :data:`PANELS`."""
-        results, config = self._data.folder / "reconstructions", self.session.trained.config
+        results, trained = self._data.folder / "reconstructions", self._data.session.trained
         ids = self._data.read("reconstructions/reconstructions.csv")["id"].tolist()
-        spacing = config.get("spacing_mm", (1.0, 1.0, 1.0))
+        spacing = trained.config.get("spacing_mm", (1.0, 1.0, 1.0))
         cases: dict[str, dict[str, Strips]] = {}
         for name, image in self.read(ids):
-            panels = _panels(image, results, self._data.file_names[name], self.session.trained)
+            panels = _panels(image, results, self._data.pictured[name].file_name, trained)
             paths = {panel: self.folder / f"{safe_file_name(name)}_{panel}" for panel in panels}
             cases[name] = {key: _write_strips(each, spacing, paths[key]) for key, each in panels.items()}
         return cases

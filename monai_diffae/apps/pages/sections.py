@@ -373,9 +373,8 @@ def reconstruction_section(report: Report) -> Section | None:
 
 
 def _held_out(model: ReportData) -> str:
-    cases = model.table.set_index(model.table["id"].astype(str))
     ids = model.outcomes["reconstructions"].step.arguments["cases"]
-    splits = set(cases.loc[ids, "split"]) if "split" in cases else {"train"}
+    splits = {model.pictured[name].split for name in ids}
     if split_origin(model.table) == "drawn":
         return f"{len(ids)} cases; it is not known whether the model was trained on them."
     return f"{len(ids)} {'cases, some of which the model was trained on.' if 'train' in splits else 'held-out cases.'}"
@@ -523,7 +522,7 @@ def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
         texts.append(f"The prediction rises with every step in {round(monotone * num)} of {counted(num, 'case')}.")
     values = model.table.set_index(model.table["id"].astype(str))[direction.target]
     cases = [
-        {"id": case_id, "value": values[case_id], "frames": _frames(model, name, direction, part)}
+        {"id": case_id, "value": values[model.scan_of[str(case_id)]], "frames": _frames(model, name, direction, part)}
         for case_id, part in rows.groupby("id", sort=False)
     ]
     title = direction.target + (f" (towards {direction.classes[1]})" if direction.classes else "")
@@ -532,7 +531,7 @@ def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
 
 def _frames(model: ReportData, name: str, direction: Direction, rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The pictures of an edited case, with what the model predicts for each."""
-    file_name, folder = model.file_names[rows["id"].iloc[0]], model.folder / "media" / name
+    file_name, folder = model.pictured[rows["id"].iloc[0]].file_name, model.folder / "media" / name
     files = edit_frames(model.folder / name, folder, file_name, rows["strength"].tolist(), is_colour=model.is_colour)
     frames = []
     for row in rows.to_dict("records"):

@@ -28,14 +28,18 @@ from monai_diffae.errors import ConfigError, OtherResultsError, counted
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
+    import numpy as np
+
     from monai_diffae.apps import html
     from monai_diffae.apps.pages import data as page_data
     from monai_diffae.apps.pages import sections
+    from monai_diffae.apps.training import plan as plans
     from monai_diffae.apps.training import speed as speeds
     from monai_diffae.data import cohorts
     from monai_diffae.data.inspection import twins
 
-_FEW_PATIENTS = 10
+_FEWEST_PATIENTS, _FEW_PATIENTS = 10, 200
+_COARSE = 4  # voxels of the model, in those of the scans
 _SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
@@ -116,6 +120,19 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
     return page_result(page, first.steps.outcomes, values["answers"], next_lines)
 
 
+def _lost_detail(plan: plans.Plan) -> str:
+    """Why a 3D model with the voxels of a plan would see too little of the scans; empty if it would not."""
+    if "spacing_mm" not in plan.settings:
+        return ""
+    voxel_mm, scan_mm = np.array(plan.settings["spacing_mm"]), np.median(plan.survey.spacings_mm, axis=0)
+    shown = " x ".join(f"{mm:g}" for mm in voxel_mm)
+    if (voxel_mm / scan_mm.min()).max() >= _COARSE:
+        return (
+            f"in the given time, a 3D model would have voxels of {shown} mm, and the scans have {scan_mm.min():.2g} mm"
+        )
+    return ""
+
+
 @dataclass
 class FirstHour:
     """What ``start`` does with a cohort; ``record`` is what was asked for and decided, as in ``start.json``."""
@@ -151,18 +168,16 @@ class FirstHour:
         if self.record:
             return
         colour = "grey" if listed.appearance.colour else None
-        # a 3D model would see too few volumes, while a 2D model has many slices
-        are_few = listed.appearance.of_dims(3) and listed.listing.num_patients < _FEW_PATIENTS
-        plan = self.steps.prepare(
-            "Plan the training",
-            "plan",
-            cohort=self.table,
-            minutes=self.hour.minutes,
-            colour=colour,
-            device=self.hour.device,
-            sequences=self.hour.sequences,
-            **(_SLICES if are_few else {}),
-        ).plan
+        planning: dict[str, Any] = {"minutes": self.hour.minutes, "colour": colour, "device": self.hour.device}
+        planning |= {"cohort": self.table, "sequences": self.hour.sequences}
+        num_volumes, why = len(listed.appearance.of_dims(3)), ""
+        if num_volumes and listed.listing.num_patients < _FEWEST_PATIENTS:
+            why = "a 3D model would see few volumes"
+        else:
+            plan = self.steps.prepare("Plan the training", "plan", **planning).plan
+            why = _lost_detail(plan) if num_volumes and listed.listing.num_patients < _FEW_PATIENTS else ""
+        if why:
+            plan = self.steps.prepare("Plan the training on slices", "plan", **planning, **_SLICES).plan
         is_known = are_patients_known(listed.listing.cases)
         patients = f" of {counted(listed.listing.num_patients, 'patient')}" if is_known else ""
         size = " x ".join(map(str, plan.settings["image_size"]))
@@ -170,7 +185,7 @@ class FirstHour:
         summary = [
             f"{counted(len(listed.listing.cases), 'scan')}{patients}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
-            *(["these are few volumes, so the model is trained on their slices"] if are_few else []),
+            *([f"{why}, so the model is trained on their slices, which are pooled"] if why else []),
             *filter(None, [plan.incomplete]),
             f"training of {plan.bundle}: images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, "
             f"{plan.settings['max_epochs']} epochs",
@@ -245,9 +260,10 @@ class FirstHour:
         opened = {"bundle": self.model, "cohort": self.table}
         directions = [data.folder / name for name in data.outcomes if name.startswith("directions/")]
         edited = [file for file in directions if data.result(f"edits/{file.stem}") is not None]
+        embedded = {} if data.slices else {"embeddings": data.embeddings}  # of single images
         yield (
             "Open a page with a map of all scans, and sliders that edit them:",
-            command_line("explore", {**opened, "embeddings": data.embeddings, "directions": edited}),
+            command_line("explore", {**opened, **embedded, "directions": edited}),
         )
         yield (
             "Make a report to send around, also with the quality of the images:",
@@ -259,7 +275,7 @@ class FirstHour:
         if data.is_embedded and "test" in set(data.table.get("split", ())):  # val has calibrated the maps
             unusual = {**opened, "out": self.out / "anomaly", "split": "test", "limit": 8}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
-        if data.few_images is not None:
+        if data.few_images is not None and not data.slices:
             name, scans = _SHIPPED[data.spatial_dims]
             why = f"There are few scans. If they are {scans}, embed them with a trained model, or train it further:"
             yield why, command_line("init", {"out": f"{self.out}_{name}", "bundle": name})

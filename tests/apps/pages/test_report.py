@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 
 from monai_diffae import report
-from monai_diffae.apps.html import number
+from monai_diffae.apps.html import number, write_page
 from monai_diffae.apps.pages.data import ReportData
-from monai_diffae.apps.pages.sections import _cautions, _unfair
-from monai_diffae.apps.settings import PageRun
+from monai_diffae.apps.pages.sections import Report, _cautions, _unfair
+from monai_diffae.apps.settings import PageRun, Topics
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.cli import build_app, parse
+from monai_diffae.data.cohort_split import whole_scan
+from monai_diffae.data.samples.virtual_cohort import make_virtual_cohort
 from monai_diffae.errors import CohortError, ConfigError
 from monai_diffae.networks import SemanticEncoder
 
@@ -207,3 +209,30 @@ def test_models_that_cannot_be_compared_are_refused_before_any_work(tiny_bundle,
     with pytest.raises(ConfigError, match="takes 2D images of 1 channel and .* takes 3D images of 1 channel"):
         report(bundle, tmp_path / "out", against=[other], cohort=tiny_bundle.cohort, device="cpu")
     assert not list((tmp_path / "out").rglob("embeddings*"))
+
+
+def test_volumes_of_a_2d_model_are_pooled_and_the_slice_along_a_label_is_edited(
+    labelled, believe, page_reader, tmp_path, monkeypatch
+):
+    believe(monkeypatch)
+    monkeypatch.setattr(ReportData, "uses_z_sem", True)
+    cohort = make_virtual_cohort(tmp_path / "heads", num_patients=16, size=16, spatial_dims=3, val_fraction=0.2)
+    out = tmp_path / "out"
+    data = ReportData(labelled.bundle, out, cohort, Topics(["head_size"]), PageRun(device="cpu"))
+    data.collect(evaluates=False)
+    volumes, names = pd.read_csv(cohort)["id"].tolist(), data.table["id"].tolist()
+    assert names == volumes
+    probed = pd.read_csv(out / "probe" / "probes.csv")
+    assert (probed["num_test"] == len(volumes)).all()
+    assert "PCA of pixels" in set(probed["features"])
+    direction = data.result("directions/head_size.json").direction
+    edited = set(data.read("edits/head_size/edits.csv")["id"])
+    assert {data.scan_of[name] for name in edited} <= set(volumes)
+    for name in edited:
+        opened = data.session.trained.open(data.pictured[name])
+        whole = data.session.trained.open(whole_scan(data.pictured[name]))
+        distances, own = (direction.distance(case.z_sem.numpy()) for case in (whole, opened))
+        assert own[0] == pytest.approx(distances.max() if distances.mean() > 0 else distances.min())
+    page = write_page(tmp_path / "page.html", "report.html", **Report([data]).values())
+    assert {"probes", "edits", "map", "reconstructions"} <= set(page_reader(page).sections)
+    assert all(outcome.error is None for outcome in data.steps.outcomes)
