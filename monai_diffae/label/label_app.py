@@ -10,6 +10,7 @@ from typing import Any
 from monai_diffae import bundle as bundles
 from monai_diffae.apps.command import command
 from monai_diffae.apps.result import Result
+from monai_diffae.apps.study.predict import PREDICTOR
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, new_folder
 from monai_diffae.data.atomic import write_json
 from monai_diffae.errors import ConfigError, DiffAEError
@@ -33,6 +34,7 @@ class AppFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.directions = path / "directions"  #: files of ``monai-diffae fit-direction``, for the task ``diffae_edit``
+        self.predictor = path / PREDICTOR  #: a file of ``monai-diffae predict``, for the task ``diffae_predict``
         self.index = path / "index"  #: the embedding index
         self.training = path / "training"  #: the folder in which the server trains
         self.log_file = path / "logs" / "app.log"  #: the server's log
@@ -63,7 +65,8 @@ def label_app(out: Path, *, bundle: Path, refer: bool = False) -> Result:
     """Make a MONAI Label app that serves a trained bundle.
 
     The app's folder holds a copy of the bundle. Training on the server changes this copy only. To let annotators edit
-    scans, put files of ``monai-diffae fit-direction`` into its subfolder ``directions``. Start the server with
+    scans, put files of ``monai-diffae fit-direction`` into its subfolder ``directions``; to show them predicted labels,
+    put a ``predictor.safetensors`` of ``monai-diffae predict`` beside it. Start the server with
     ``monai-diffae label-server``.
 
     Args:

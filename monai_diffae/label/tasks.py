@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -26,8 +26,10 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from numpy.typing import NDArray
 
 from monai_diffae.apps.command import command
+from monai_diffae.apps.embedding.encoders import wide_checksum, with_wide_features
 from monai_diffae.apps.embedding.index import EmbeddingIndex
 from monai_diffae.apps.settings import Seed
+from monai_diffae.apps.study.predict import predicted_columns, read_predictors
 from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle import AnomalyDetector, TrainedBundle, load_bundle
 from monai_diffae.bundle.model import ModelCase
@@ -330,6 +332,26 @@ def diffae_encode(request: Any) -> Answer:
 
 
 @command
+def diffae_predict(request: Any) -> Answer:
+    """The labels that the app's predictor expects: probabilities of classes, or a number with its interval."""
+    models, origin = read_predictors(request.folder.predictor)
+    trained = request.trained
+    made_with = origin["model"], origin["preprocessing"] or trained.preprocessing_sha256
+    if made_with != (trained.sha256, trained.preprocessing_sha256):
+        raise ConfigError("predictor.safetensors: is of another model or preprocessing; make it with this bundle")
+    if any(each.features == "wide" for each in models):
+        if origin["wide"] != wide_checksum(trained.folder):
+            raise ConfigError("predictor.safetensors: its wide features are others; make it again")
+        request = replace(request, trained=with_wide_features(trained))
+    codes = request.open().z_sem.double().cpu().numpy()
+    if origin["pool"] != "none":  # of a volume's slices
+        codes = codes.mean(axis=0, keepdims=True)
+    by_name = {"z": codes[:, : trained.z_channels], "wide": codes[:, trained.z_channels :]}
+    columns = {m.target + end: v for m in models for end, v in predicted_columns(m, by_name).items()}
+    return Answer({name: values.tolist() for name, values in columns.items()})
+
+
+@command
 def diffae_neighbors(request: Any, *, k: Annotated[int, Ge(1), Le(1000)] = 5) -> Answer:
     """The images of the datastore that are most similar to a scan in z_sem."""
     indexed = EmbeddingIndex(request.folder.index).read(request.trained)
@@ -344,12 +366,12 @@ def diffae_neighbors(request: Any, *, k: Annotated[int, Ge(1), Le(1000)] = 5) ->
     return Answer({"neighbors": [{"id": indexed.ids[row], "distance": float(distance)} for row, distance in pairs]})
 
 
-WITHOUT_IMAGE = ("diffae_encode", "diffae_neighbors")
+WITHOUT_IMAGE = ("diffae_encode", "diffae_predict", "diffae_neighbors")
 
 
 def all_tasks(served: ServedModel, folder: AppFolder) -> dict[str, DiffAETask]:
     """All tasks by name."""
-    functions = (diffae_anomaly_map, diffae_reconstruct, diffae_edit, diffae_encode, diffae_neighbors)
+    functions = (diffae_anomaly_map, diffae_reconstruct, diffae_edit, diffae_encode, diffae_predict, diffae_neighbors)
     mask = DiffAETask(diffae_anomaly, served, folder, _ANOMALY_LABELS)
     return {"diffae_anomaly": mask, **{each.__name__: DiffAETask(each, served, folder) for each in functions}}
 

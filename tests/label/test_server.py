@@ -18,7 +18,7 @@ from monai_diffae.label import tasks
 from monai_diffae.label.server import in_threads
 
 TASKS = {"diffae_anomaly", "diffae_anomaly_map", "diffae_reconstruct", "diffae_edit", "diffae_encode",
-         "diffae_neighbors"}  # fmt: skip
+         "diffae_predict", "diffae_neighbors"}  # fmt: skip
 SCAN = "hippocampus_001"
 
 

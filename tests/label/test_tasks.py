@@ -3,17 +3,21 @@
 import io
 import json
 import shutil
+from pathlib import Path
 from typing import Literal
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
-from label_scans import direction_for
+from label_scans import direction_for, fill, some
 from PIL import Image
+from tiny_bundles import rewrite
 
-from monai_diffae import EmbeddingIndex, load_bundle
+from monai_diffae import EmbeddingIndex, embed, load_bundle, predict
 from monai_diffae.apps.command import command
+from monai_diffae.apps.study.predict import read_predictors, write_predictors
 from monai_diffae.bundle import AnomalyDetector
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.scans import read_scan
@@ -126,6 +130,29 @@ def test_codes_are_those_of_the_bundle(server_3d):
         z_sem = trained.open(server_3d.studies.source[id]).z_sem
         np.testing.assert_array_equal(np.float32(answer["z_sem"]), z_sem.numpy())
         assert (answer["slices"], answer["model"]) == ([None], trained.sha256)
+
+
+def test_labels_are_those_of_predict(serve, bundle_3d, volumes, tmp_path):
+    server = serve(bundle_3d, fill(tmp_path / "studies", some(volumes, 2)))
+    bundle, cohort = server.app.folder.bundle, tmp_path / "scans.csv"
+    rewrite(bundle, data={})  # so wide features can be fitted to any cohort
+    labels = {"age": [k * k for k in range(len(volumes))], "sex": ["fm"[k % 2] for k in range(len(volumes))]}
+    pd.DataFrame({"id": volumes.keys(), "image": volumes.values(), **labels}).to_csv(cohort, index=False)
+    assert "predictor.safetensors" in server.infer("diffae_predict", SCAN).json()["detail"]
+    for features in ("z", "wide"):
+        table = embed(bundle, cohort, tmp_path / features, features=features, device="cpu")
+        options = {"labelled": Path(table), "targets": ["age", "sex"], "device": "cpu"}
+        predicted = predict(bundle, cohort, tmp_path / f"predicted_{features}", **options)
+        shutil.copy(predicted.predictor, server.app.folder.predictor)
+        answer = server.infer("diffae_predict", SCAN).json()
+        expected = pd.read_csv(predicted.predictions).set_index("id").loc[SCAN]
+        assert answer["sex"] == [expected["sex"]]
+        for name in ("age", "age_low", "age_high", "sex_f"):
+            assert answer[name] == [pytest.approx(expected[name], rel=1e-4)]
+    path = server.app.folder.predictor
+    fitted, origin = read_predictors(path)
+    write_predictors(path, fitted, {**origin, "model": "0" * 64})
+    assert "another model" in server.infer("diffae_predict", SCAN).json()["detail"]
 
 
 def test_neighbors_are_the_nearest_of_the_datastore(server_3d):

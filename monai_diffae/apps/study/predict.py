@@ -252,15 +252,20 @@ def _rows(table: pd.DataFrame, models: Sequence[Model]) -> pd.DataFrame:
     """The table of predictions."""
     rows, codes = {"id": table["id"]}, _codes(table)
     for model in models:
-        for end, values in _columns(model, codes).items():
+        for end, values in predicted_columns(model, codes).items():
             if (name := model.target + end) in rows:
                 raise ConfigError(f"targets: two of them give a column '{name}'; predict one of them at a time")
             rows[name] = values
     return pd.DataFrame(rows)
 
 
-def _columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a model, by the ends of their names."""
+def predicted_columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model predicts of N cases from their codes: the columns ``[N]`` by the ends of their names.
+
+    Args:
+        model: a predictor or a direction.
+        codes: ``[N, D]`` by name: ``z``, and ``wide`` if the model needs it.
+    """
     if isinstance(model, latents.Direction):
         z, predicted = codes["z"], model.predict(codes["z"])
         columns = _of_classes(model.classes, np.stack([1 - predicted, predicted], axis=1)) if model.classes else {}
