@@ -255,19 +255,22 @@ class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     preprocessing: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
 
 
-def case_marks(z_norm: NDArray[np.floating[Any]]) -> Floats:
-    """Three numbers ``[N, 3]`` by which cases are recognised: random projections of normalised z_sem, rounded."""
-    projection = np.random.default_rng(0).normal(size=(z_norm.shape[1], _NUM_MARKS))
+def case_marks(z_norm: NDArray[np.floating[Any]], num_marks: int = _NUM_MARKS) -> Floats:
+    """A few numbers ``[N, K]`` by which cases are recognised: random projections of normalised z_sem, rounded."""
+    projection = np.random.default_rng(0).normal(size=(z_norm.shape[1], num_marks))
     return np.round(z_norm @ projection / z_norm.shape[1] ** 0.5, 4)
 
 
-def are_marked(z_norm: NDArray[np.floating[Any]], marks: Floats) -> NDArray[np.bool_]:
-    """Whether each case ``[N, D]`` has one of the marks ``[K, 3]`` of :func:`case_marks`, up to rounding."""
+def are_marked(
+    z_norm: NDArray[np.floating[Any]], marks: Floats, tolerance: float = _MARK_TOLERANCE
+) -> NDArray[np.bool_]:
+    """Whether each case ``[N, D]`` has one of the marks ``[M, K]`` of :func:`case_marks`, up to a distance."""
     from scipy.spatial import KDTree
 
     if not len(marks) or not len(z_norm):
         return np.zeros(len(z_norm), bool)
-    return np.asarray(KDTree(marks).query(case_marks(z_norm), distance_upper_bound=_MARK_TOLERANCE)[0] < np.inf)
+    own = case_marks(z_norm, marks.shape[1])
+    return np.asarray(KDTree(marks).query(own, distance_upper_bound=tolerance)[0] < np.inf)
 
 
 def fit_direction(

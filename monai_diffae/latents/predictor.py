@@ -24,6 +24,9 @@ from monai_diffae.latents.targets import Target
 COVERAGE = 0.9
 """The share of new scans whose number lies in its interval."""
 _UNLIKE = 0.01  # p-value
+_NUM_MARKS = 16
+_COPY_DISTANCE = 0.4  # of X-rays: copies as JPEG or in another size have at most .24, other patients at least .9
+_LEAST_COPY_DISTANCE = 1e-3  # rounding
 _LEAST_PROBABILITY = 1e-6
 
 
@@ -54,7 +57,8 @@ class Predictor:
     residuals: Floats  #: absolute errors of held-out cases, ascending; empty for classes
     statistics: LatentStatistics  #: of the labelled cases
     reference: Floats  #: the distance of each from the mean of the others, ascending; those of new cases are compared
-    marks: Floats  #: ``[N, 3]``, three numbers by which each labelled case is recognised
+    marks: Floats  #: ``[N, 16]``, numbers by which each labelled case is recognised
+    tolerance: float  #: the distance of marks up to which a case is taken for a copy of a labelled one
     scores: Mapping[str, Any]  #: AUROC or R2 of held-out patients with its 95 % interval, and what it was measured on
 
     def predict(self, codes: ArrayLike) -> Floats:
@@ -81,8 +85,8 @@ class Predictor:
         return self.p_values(codes) <= max(_UNLIKE, 1 / (1 + len(self.reference)))
 
     def is_labelled(self, codes: ArrayLike) -> NDArray[np.bool_]:
-        """Whether each case ``[N]`` is one of the labelled cases, by its codes: its label was known to the model."""
-        return are_marked(self.statistics.normalise(self._codes(codes)), self.marks)
+        """Whether each case ``[N]`` is one of the labelled cases, or a copy: its label was known to the model."""
+        return are_marked(self.statistics.normalise(self._codes(codes)), self.marks, self.tolerance)
 
     def _codes(self, codes: ArrayLike) -> Floats:
         return checked_codes(codes, self.weight.shape[1], num_least=0).astype(np.float64)
@@ -117,6 +121,7 @@ def fit_predictor(features: Mapping[str, ArrayLike], target: Target, patients: A
     else:
         temperature = _fitted_temperature(of_final, target.values)
     statistics = LatentStatistics.of(sets[name])
+    marks = case_marks(statistics.normalise(sets[name]), _NUM_MARKS)
     weight, intercept = _linear(probe)
     return Predictor(
         target.name,
@@ -128,7 +133,8 @@ def fit_predictor(features: Mapping[str, ArrayLike], target: Target, patients: A
         residuals,
         statistics,
         np.sort(_distances(sets[name], statistics, are_fitted=True)),
-        case_marks(statistics.normalise(sets[name])),
+        marks,
+        _copy_distance(marks),
         _scores(held_out, target, groups, seed),
     )
 
@@ -184,6 +190,14 @@ def _distances(codes: Floats, statistics: LatentStatistics, *, are_fitted: bool 
     if are_fitted:  # with all of them, they would be nearer than new cases
         squares = n / (n - 1) * squares / np.maximum(1 - squares / (n - 1), np.finfo(float).tiny)
     return np.asarray(np.sqrt(squares.mean(axis=1)))
+
+
+def _copy_distance(marks: Floats) -> float:
+    """Half of the distance to the nearest other case that 99 % exceed, and at most that of copies with some loss."""
+    from scipy.spatial import KDTree
+
+    nearest = KDTree(marks).query(marks, k=2)[0][:, 1]
+    return float(np.clip(np.quantile(nearest, 0.01) / 2, _LEAST_COPY_DISTANCE, _COPY_DISTANCE))
 
 
 def _quantile(errors: Floats) -> float:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREDICTOR = "predictor.safetensors"
-FORMAT, VERSION = "monai_diffae.predictor", 1
+FORMAT, VERSION = "monai_diffae.predictor", 2
 _TENSORS = ("weight", "intercept", "mean", "std", "reference", "residuals", "marks")
 _UNLIKE, _LABELLED = "unlike the labelled scans", "is a labelled scan"
 
@@ -75,8 +75,9 @@ def predict(
     the label, and the probability of each, ``sick_yes``; for numbers the value with ``age_low`` and ``age_high``,
     which hold that of 90 % of new scans (infinite with fewer than 9 labelled ones). ``sick_doubt`` is ``unlike the
     labelled scans`` if a scan is farther from their mean than 99 % of them, so that its prediction says nothing, or
-    ``is a labelled scan``, whose label the model knows. ``predictor.safetensors`` is the fitted model: give it as
-    ``labelled`` to use it again. It has three numbers per labelled scan, by which these are recognised, and no names.
+    ``is a labelled scan``, or a copy of one, whose label the model knows. ``predictor.safetensors`` is the fitted
+    model: give it as ``labelled`` to use it again. It has 16 numbers per labelled scan, by which these are recognised,
+    and no names.
 
     Along a direction, ``sick_distance`` is the signed distance in standard deviations of the training cases, for
     instance as a measure of severity, and probabilities take both classes to be equally frequent; intervals and the
@@ -364,7 +365,7 @@ def write_predictors(path: Path, fitted: Sequence[predictors.Predictor], origin:
         parts = {"mean": each.statistics.mean, "std": each.statistics.std}
         values = {name: parts[name] if name in parts else getattr(each, name) for name in _TENSORS}
         tensors |= {f"{number}/{name}": np.ascontiguousarray(value, np.float64) for name, value in values.items()}
-        plain_values = ("target", "classes", "features", "temperature", "scores")
+        plain_values = ("target", "classes", "features", "temperature", "tolerance", "scores")
         entries.append({name: getattr(each, name) for name in plain_values})
     content = json.dumps({"format": FORMAT, "version": VERSION, **origin, "predictors": entries})
     save_file(tensors, path, {"predictors": content, "sha256": _digest(content, tensors)})
