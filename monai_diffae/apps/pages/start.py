@@ -109,6 +109,8 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
     data = first.run()
     logger.info("\nWrite the page")
     next_lines, values = list(first.next_lines(data)), sections.Report([data]).values()
+    if remark := first.record.get("remark"):  # not in those of earlier versions
+        values["answers"].append({"kind": "open", "text": remark, "advice": ""})
     page = html.write_page(
         out / "index.html",
         "start.html",
@@ -127,9 +129,7 @@ def _lost_detail(plan: plans.Plan) -> str:
     voxel_mm, scan_mm = np.array(plan.settings["spacing_mm"]), np.median(plan.survey.spacings_mm, axis=0)
     shown = " x ".join(f"{mm:g}" for mm in voxel_mm)
     if (voxel_mm / scan_mm.min()).max() >= _COARSE:
-        return (
-            f"in the given time, a 3D model would have voxels of {shown} mm, and the scans have {scan_mm.min():.2g} mm"
-        )
+        return f"in the given time, a 3D model has voxels of {shown} mm, and the scans have {scan_mm.min():.2g} mm"
     return ""
 
 
@@ -167,17 +167,7 @@ class FirstHour:
         self.record = self._read_record(request)
         if self.record:
             return
-        colour = "grey" if listed.appearance.colour else None
-        planning: dict[str, Any] = {"minutes": self.hour.minutes, "colour": colour, "device": self.hour.device}
-        planning |= {"cohort": self.table, "sequences": self.hour.sequences}
-        num_volumes, why = len(listed.appearance.of_dims(3)), ""
-        if num_volumes and listed.listing.num_patients < _FEWEST_PATIENTS:
-            why = "a 3D model would see few volumes"
-        else:
-            plan = self.steps.prepare("Plan the training", "plan", **planning).plan
-            why = _lost_detail(plan) if num_volumes and listed.listing.num_patients < _FEW_PATIENTS else ""
-        if why:
-            plan = self.steps.prepare("Plan the training on slices", "plan", **planning, **_SLICES).plan
+        plan, remark = self._plan(listed)
         is_known = are_patients_known(listed.listing.cases)
         patients = f" of {counted(listed.listing.num_patients, 'patient')}" if is_known else ""
         size = " x ".join(map(str, plan.settings["image_size"]))
@@ -185,7 +175,7 @@ class FirstHour:
         summary = [
             f"{counted(len(listed.listing.cases), 'scan')}{patients}; "
             f"labels: {', '.join(listed.listing.labels) or 'none'}",
-            *([f"{why}, so the model is trained on their slices, which are pooled"] if why else []),
+            *filter(None, [remark]),
             *filter(None, [plan.incomplete]),
             f"training of {plan.bundle}: images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, "
             f"{plan.settings['max_epochs']} epochs",
@@ -196,8 +186,25 @@ class FirstHour:
             "bundle": plan.bundle,
             "settings": plan.settings,
             "summary": summary,
+            "remark": remark,
             "is_trained": False,
         }
+
+    def _plan(self, listed: Any) -> tuple[plans.Plan, str]:
+        """The plan, of slices where volumes would be too few or too coarse, and a remark on what is lost."""
+        colour = "grey" if listed.appearance.colour else None
+        planning: dict[str, Any] = {"minutes": self.hour.minutes, "colour": colour, "device": self.hour.device}
+        planning |= {"cohort": self.table, "sequences": self.hour.sequences}
+        has_volumes, num_patients = bool(listed.appearance.of_dims(3)), listed.listing.num_patients
+        lost = "a 3D model would see too few volumes"
+        if not has_volumes or num_patients >= _FEWEST_PATIENTS:
+            plan = self.steps.prepare("Plan the training", "plan", **planning).plan
+            lost = _lost_detail(plan)
+            if not lost or num_patients >= _FEW_PATIENTS:
+                return plan, lost and f"Fine detail is lost: {lost}; give more minutes."
+        plan = self.steps.prepare("Plan the training on slices", "plan", **planning, **_SLICES).plan
+        pooled = "A volume's z_sem is the mean of its slices; reconstructions and edits show one of them."
+        return plan, f"The model is trained on slices: {lost}. {pooled}"
 
     def _list(self) -> Any:
         """List the scans, with twins as one patient unless they are in different splits."""
