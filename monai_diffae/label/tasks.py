@@ -343,10 +343,12 @@ def diffae_predict(request: Any) -> Answer:
         if origin["wide"] != wide_checksum(trained.folder):
             raise ConfigError("predictor.safetensors: its wide features are others; make it again")
         request = replace(request, trained=with_wide_features(trained))
-    codes = request.open().z_sem.double().cpu().numpy()
+    codes, size = request.open().z_sem.double().cpu().numpy(), trained.z_channels
+    std = codes[:, :size].std(axis=0, keepdims=True)
     if origin["pool"] != "none":  # of a volume's slices
         codes = codes.mean(axis=0, keepdims=True)
-    by_name = {"z": codes[:, : trained.z_channels], "wide": codes[:, trained.z_channels :]}
+    z = np.concatenate([codes[:, :size], std], axis=1) if origin["pool"] == "mean_std" else codes[:, :size]
+    by_name = {"z": z, "wide": codes[:, size:]}
     columns = {m.target + end: v for m in models for end, v in predicted_columns(m, by_name).items()}
     return Answer({name: values.tolist() for name, values in columns.items()})
 

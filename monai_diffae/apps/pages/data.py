@@ -299,7 +299,7 @@ class ReportData:
         if self.cohort is not None and self.topics.targets:
             check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.topics.targets)
         wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
-        pool = {"pool": "mean"} if self.slices else {}
+        pool = {"pool": "mean_std"} if self.slices else {}
         embed = {**self._opened, **wide, **pool}
         if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **embed):
             return

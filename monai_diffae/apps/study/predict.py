@@ -243,10 +243,9 @@ class _Source:
 
 
 def _codes(table: pd.DataFrame) -> dict[str, Any]:
-    """The z_sem of a table, and its wide features if it has any."""
-    return {"z": tables.z_matrix(table)} | (
-        {"wide": tables.matrix(table, "wide")} if tables.wide_columns(table) else {}
-    )
+    """The z_sem of a table, with the standard deviations over slices if it has any, and its wide features."""
+    z = np.concatenate([tables.z_matrix(table), table[tables.std_columns(table)].to_numpy(np.float32)], axis=1)
+    return {"z": z} | ({"wide": tables.matrix(table, "wide")} if tables.wide_columns(table) else {})
 
 
 def _rows(table: pd.DataFrame, models: Sequence[Model]) -> pd.DataFrame:
@@ -268,7 +267,8 @@ def predicted_columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
         codes: ``[N, D]`` by name: ``z``, and ``wide`` if the model needs it.
     """
     if isinstance(model, latents.Direction):
-        z, predicted = codes["z"], model.predict(codes["z"])
+        z = codes["z"][:, : model.statistics.z_channels]
+        predicted = model.predict(z)
         columns = _of_classes(model.classes, np.stack([1 - predicted, predicted], axis=1)) if model.classes else {}
         doubt = np.where(model.is_fitted_to(z), _LABELLED, "")
         return {"": predicted, **columns, "_distance": model.distance(z) / model.std, "_doubt": doubt}
