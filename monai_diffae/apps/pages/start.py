@@ -150,7 +150,6 @@ class FirstHour:
         self.record = self._read_record(request)
         if self.record:
             return
-        colour = "grey" if listed.appearance.colour else None
         # a 3D model would see too few volumes, while a 2D model has many slices
         are_few = listed.appearance.of_dims(3) and listed.listing.num_patients < _FEW_PATIENTS
         plan = self.steps.prepare(
@@ -158,7 +157,6 @@ class FirstHour:
             "plan",
             cohort=self.table,
             minutes=self.hour.minutes,
-            colour=colour,
             device=self.hour.device,
             sequences=self.hour.sequences,
             **(_SLICES if are_few else {}),
