@@ -21,6 +21,7 @@ from PIL import Image
 
 from monai_diffae import Training, init
 from monai_diffae.apps.training import train_with_callbacks
+from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.train import open_training, train, training_result
 from monai_diffae.bundle import init_bundle, load_bundle
 from monai_diffae.data.scans import _warn_of_grey
@@ -136,8 +137,10 @@ def slow(machine):
     return machine
 
 
-def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_minutes, slow, monkeypatch):
+def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_minutes, slow, monkeypatch, caplog):
     given = []
+    caplog.set_level(logging.INFO, "monai_diffae")
+    plan(small_cohort, minutes=2, device="cpu", overrides={"batch_size": 4})  # as start does before it trains
 
     def run_training(config, bundle, training, paths):
         given.append(training)
@@ -148,6 +151,7 @@ def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_min
         train(tmp_path / "new", small_cohort, minutes=2, device="cpu", overrides=in_minutes)
     assert given[0].overrides["max_epochs"] == 3
     assert given[0].overrides["max_minutes"] < 2
+    assert caplog.text.count("measuring how fast this machine trains") == 1
     assert in_minutes.items() <= given[0].overrides.items()
     (tmp_path / "new" / "models").mkdir(exist_ok=True)
     (tmp_path / "new" / "models" / "checkpoint.pt").touch()
