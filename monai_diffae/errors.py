@@ -3,12 +3,12 @@
 Every message is a single line, so that it reads the same in a terminal, in ``failures.csv`` and in a log.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
+from os import PathLike
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 T = TypeVar("T", bound=BaseException)
 
@@ -27,6 +27,22 @@ class DiffAEError(Exception):
     """
 
     exit_code = 1
+    path: PathLike[str] | None = None  # as the user typed it, if the message begins with its last part
+
+    def at(self, path: PathLike[str]) -> Self:
+        """This error, about a path that the user typed: logs and files keep its last part only, as parents name people.
+
+        Example:
+            >>> error = DiffAEError("scans: there is no such folder").at(Path("wrong/scans"))
+            >>> str(error), error.on_terminal()
+            ('scans: there is no such folder', 'wrong/scans: there is no such folder')
+        """
+        self.path = path
+        return self
+
+    def on_terminal(self) -> str:
+        """The message with the whole path."""
+        return str(self) if self.path is None else f"{self.path}: {str(self).partition(': ')[2]}"
 
     def __str__(self) -> str:
         """The message as one line, also if it quotes text with line breaks."""
@@ -90,7 +106,7 @@ class ScanError(OmittableError, ValueError):
     exit_code = 4
 
 
-def problem(path: str | os.PathLike[str], wrong: str, todo: str) -> ScanError:
+def problem(path: str | PathLike[str], wrong: str, todo: str) -> ScanError:
     """Make the error ``file name: what is wrong; what to do``: one line of at most 200 characters, without folders."""
     name = " ".join(Path(path).name.split())
     if len(name) > 48:

@@ -114,7 +114,7 @@ def config_file(bundle: Path, config: str, overlays: Iterable[Path] = ()) -> Pat
     if not file.is_file():
         raise ConfigError(
             f"{bundle.name}: there is no configs/{config}.json; make a bundle with monai-diffae init, or choose another"
-        )
+        ).at(bundle)
     for overlay in overlays:
         if not overlay.is_file():
             raise ConfigError(f"overlays: there is no file {overlay.name}; the bundle's configs/overlays has some")

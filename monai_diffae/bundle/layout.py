@@ -52,6 +52,9 @@ def model_file(bundle: PathLike) -> Path:
     if path.is_file():
         return path
     if is_file:
-        raise ConfigError(f"{root.name}: there is no such file; give a trained bundle, or the file of its model")
+        raise ConfigError(f"{root.name}: there is no such file; give a trained bundle, or the file of its model").at(
+            root
+        )
     other = "choose a trained one" if root.is_dir() else "check the path: there is no such folder"
-    raise ConfigError(f"{root.resolve().name}: there is no {MODELS}/{MODEL}; train the bundle first, or {other}")
+    error = ConfigError(f"{root.resolve().name}: there is no {MODELS}/{MODEL}; train the bundle first, or {other}")
+    raise error if root.is_dir() else error.at(root)

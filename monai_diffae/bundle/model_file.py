@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from monai_diffae.bundle.code import MODEL_TARGETS, components, is_safe, refuse_code, with_defaults
 from monai_diffae.bundle.config import references
 from monai_diffae.bundle.layout import MODEL, MODELS, MONAI_MODEL, model_file
@@ -120,21 +122,13 @@ def check_writable(description: Mapping[str, Any]) -> None:
 
 def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
     """Read and check a model's file of one of these kinds; without ``is_built``, it need not be trusted."""
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ScanError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
-    entry, header, start = _entry(content, path.name)
+    content, entry, _ = _read_whole(path)
     try:
         tensors = load(content)
-        is_whole = _digest(entry, header, content[start:]) == entry.get("sha256")
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError):
-        is_whole = False
-    if not is_whole:
-        raise ScanError(f"{path.name}: {_DAMAGED}")
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ScanError(f"{path.name}: {_DAMAGED}") from error
     if kinds and entry["kind"] not in kinds:
         kind, wanted = (_KINDS.get(name, quoted(name)) for name in (entry["kind"], kinds[0]))
         raise ConfigError(f"{path.name}: holds {kind}, not {wanted}; choose another bundle or file")
@@ -142,6 +136,33 @@ def read_model(path: Path, *kinds: str, is_built: bool = True) -> ModelFile:
     if is_built:
         refuse_code([f"the target {quoted(target)}" for target in unknown_targets(entry["description"])], path.name)
     return ModelFile(path.name, entry["kind"], entry["description"], tensors, digest(content))
+
+
+def _read_whole(path: Path) -> tuple[bytes, dict[str, Any], dict[str, Any]]:
+    """The bytes of a file, which is checked to be complete, our entry in it and the entries of the tensors."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ScanError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
+    entry, header, start = _entry(content, path.name)
+    try:
+        is_whole = _digest(entry, header, content[start:]) == entry.get("sha256")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_whole = False
+    if not is_whole:
+        raise ScanError(f"{path.name}: {_DAMAGED}")
+    return content, entry, header
+
+
+def count_weights(path: Path) -> int:
+    """The number of weights of a model, without those of the first stage on whose latents it works.
+
+    Raises:
+        ScanError: the file is damaged.
+    """
+    _, entry, header = _read_whole(path)
+    is_own = entry["kind"] == "first_stage"
+    return sum(math.prod(each["shape"]) for name, each in header.items() if is_own or not name.startswith(FIRST_STAGE))
 
 
 def checksum(bundle: PathLike) -> str:

@@ -53,7 +53,7 @@ from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.streamed import read_stream
 from monai_diffae.data.tensor_files import read_torch_file
 from monai_diffae.engines.memory import Workload, check_memory
-from monai_diffae.errors import CohortError, ConfigError, counted, find_diffae_error, one_line
+from monai_diffae.errors import CohortError, ConfigError, counted, find_diffae_error
 from monai_diffae.metrics import reconstruction_errors
 from monai_diffae.networks import FirstStage
 
@@ -166,10 +166,10 @@ def _show_errors_as_one_line() -> None:
         return
 
     def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if find_diffae_error(error) is None:
-            sys.__excepthook__(kind, error, trace)
+        if known := find_diffae_error(error):
+            print(f"error: {known.on_terminal()}", file=sys.stderr)
         else:
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.__excepthook__(kind, error, trace)
 
     sys.excepthook = show
 

@@ -117,7 +117,7 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             with trusting() if trust else nullcontext():
                 return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
         except DiffAEError as error:
-            raise type(error)(_with_dashes(str(error), inspect.signature(run).parameters)) from error
+            raise type(error)(_with_dashes(error.on_terminal(), inspect.signature(run).parameters)) from error
 
     return launch
 

@@ -45,7 +45,9 @@ def check_cohort_exists(path: PathLike) -> None:
         raise ConfigError("dataset_dir: is required; give it a value")
     folder, _ = dicom.split_series(path)
     if not os.path.exists(folder):  # noqa: PTH110 - Path.exists raises if a parent folder is forbidden
-        raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort")
+        raise CohortError(f"{folder.name}: there is no such folder, table or scan; check the path of the cohort").at(
+            path
+        )
 
 
 @contextmanager

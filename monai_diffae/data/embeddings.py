@@ -54,7 +54,7 @@ def read_embeddings(path: PathLike) -> pd.DataFrame:
     if path.is_dir():
         raise ConfigError(f"{path.resolve().name}: is a folder; give the table in it, such as embeddings.parquet")
     if not path.is_file():
-        raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed")
+        raise CohortError(f"{path.name}: there is no such file; make it with monai-diffae embed").at(path)
     is_csv = path.suffix.lower() == ".csv"
     try:
         table = _read_csv(path) if is_csv else pd.read_parquet(path).reset_index(drop=True)

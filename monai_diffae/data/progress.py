@@ -29,7 +29,7 @@ def track(items: Sequence[T], text: str) -> Iterator[T]:
             advance()
 
 
-_LOG_SECONDS = 30.0
+_LOG_SECONDS = 10.0
 
 
 @contextlib.contextmanager

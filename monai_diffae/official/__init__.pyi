@@ -1,2 +1,5 @@
+from . import checkpoint_files as checkpoint_files
+from . import latent as latent
+from . import weights as weights
 from .latent import load_official_latent as load_official_latent
 from .weights import load_official as load_official

@@ -43,7 +43,7 @@ def read_checkpoint(source: str | Path | Mapping[str, Tensor]) -> tuple[Mapping[
     path = Path(source)
     if not path.is_file():
         wrong = "is a folder; give the file in it" if path.is_dir() else "there is no such file"
-        raise ConfigError(f"{path.name or path}: {wrong}")
+        raise ConfigError(f"{path.name or path}: {wrong}").at(path)
     try:
         if path.suffix == ".safetensors":
             return read_safetensors(path)[0], {}

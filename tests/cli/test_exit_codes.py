@@ -67,6 +67,8 @@ def test_1_a_bug(run, monkeypatch, pictures):
         ("embed BUNDLE PICTURES out --batch-size many", "'many' is not a whole number"),
         ("embed BUNDLE PICTURES out --batch-size 0", "--batch-size: 0 is below 1"),
         ("reconstruct BUNDLE PICTURES out --overrides seed=1 seed=2", "'seed' is given twice"),
+        ("info wrong/name", "error: wrong/name: there is no models/model.safetensors"),
+        ("pull wrong/name.zip out", "error: wrong/name.zip: there is no such file"),
     ],
 )
 def test_2_wrong_arguments(run, tiny_bundle, pictures, monkeypatch, tmp_path, line, message):
@@ -88,6 +90,8 @@ def test_3_some_cases_failed(run, embed, pictures, tmp_path):
 def test_4_no_usable_case(run, embed, pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     assert run("verify", tmp_path / "empty")[0] == 4
+    code, _, errors = run("verify", tmp_path / "wrong" / "name")
+    assert (code, errors.partition(": there is no such folder")[0]) == (4, f"error: {tmp_path / 'wrong' / 'name'}")
     for file in pictures.iterdir():
         file.write_bytes(b"")
     assert embed()[0] == 4

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised, Resized
 from scan_files import save_nifti, values
 from torch.utils.data import DataLoader, default_collate
 
-from monai_diffae.data import CachedCases, read_cohort, remove_cache
+from monai_diffae.data import CachedCases, progress, read_cohort, remove_cache
 from monai_diffae.data.cached import ScanCache
 from monai_diffae.data.progress import Failure, write_failures
 from monai_diffae.data.scan_states import item_states
@@ -269,6 +270,16 @@ def test_many_cases_of_which_some_are_bad(tmp_path, number):
 
 
 FAILURE = Failure("c1", "c1.nii", 'c1.nii: "odd", cut; copy it again')
+
+
+def test_long_work_writes_a_line_every_10_seconds_into_a_log(monkeypatch, caplog):
+    clock = iter(range(0, 100, 4))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level(logging.INFO, "monai_diffae"):
+        assert [*progress.track(range(10), "encoding 10 scans")] == [*range(10)]
+    begin, *lines = caplog.messages
+    assert (begin, lines[0]) == ("encoding 10 scans", "3 of 10, 4 s each, 0:00:28 left")
+    assert [line.partition(",")[0] for line in lines] == ["3 of 10", "6 of 10", "9 of 10"]
 
 
 def test_the_list_of_failures_is_replaced_and_deleted_but_never_a_file_of_the_user(tmp_path):

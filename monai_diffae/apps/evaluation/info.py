@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,8 @@ from monai_diffae.apps.result import Result
 from monai_diffae.bundle.code import is_trusting
 from monai_diffae.bundle.folders import read_uses
 from monai_diffae.bundle.layout import MODEL_CARD, model_file
-from monai_diffae.bundle.model_file import checksum, read_description, unknown_targets
-from monai_diffae.lazy import on_first_use
-
-with on_first_use:
-    import torch
-
-    from monai_diffae.bundle import loading
+from monai_diffae.bundle.model_file import checksum, count_weights, read_description, unknown_targets
+from monai_diffae.diffusion import DecodingSettings
 
 _DECODING = ("steps", "invert_steps", "solver", "inversion", "spacing")
 _PROPERTIES = (
@@ -60,18 +55,16 @@ def info(bundle: Path) -> Result:
     told = {**description.get("data", {}), **description.get("figures", {}), **description.get("recipe", {})}
     summary |= {name: value for name, value in told.items() if not isinstance(value, dict)}
     if not code or is_trusting():
-        network: torch.nn.Module
-        settings: dict[str, Any]
-        if description["kind"] == "first_stage":
-            network, settings = loading.load_first_stage(bundle), {}
-        else:
-            trained = loading.load_bundle(bundle, "cpu")
-            network, settings = trained.network, loading.inferer_settings(trained.inferer)
-            summary["z_channels"] = trained.z_channels
-        summary["parameters"] = sum(parameter.numel() for parameter in network.parameters())
-        summary |= {name: settings[name] for name in _DECODING if name in settings}
+        summary["parameters"] = count_weights(model_file(bundle))
+        if description["kind"] == "autoencoder":
+            summary |= {"z_channels": description["z_channels"], **_decoding(**description)}
     summary["sha256"] = checksum(bundle)
-    notes = [f"{name}: {value}" for name, value in summary.items() if name not in uses or value]
+    nested = [name for name in summary if "#" in name]  # of the recipe
+    lines = {name: value for name, value in summary.items() if name not in nested and (name not in uses or value)}
+    notes = [f"{name}: {_text(value)}" for name, value in lines.items()]
+    if nested:
+        changed = ", ".join(dict.fromkeys(name.partition("#")[0] for name in nested))
+        notes.append(f"differs from the shipped recipe: {changed}; --json shows how")
     if unsaid := [name.replace("_", " ") for name, text in uses.items() if text is None]:
         point = f"- **{unsaid[0].capitalize()}**: ..."
         notes.append(f"{MODEL_CARD} does not say this model's {', '.join(unsaid)}; add lines such as: {point}")
@@ -88,3 +81,18 @@ def _field_of_view(image_size: Sequence[int] = (), spacing_mm: Sequence[float] |
     sizes = (size * side for size, side in zip(image_size, spacing_mm, strict=True))
     field, voxel = (" x ".join(f"{side:.4g}" for side in sides) for sides in (sizes, spacing_mm))
     return f"{field} mm, in voxels of {voxel} mm"
+
+
+def _decoding(inferer: Mapping[str, Any], diffusion: Mapping[str, Any] | None = None, **_: Any) -> dict[str, Any]:
+    """The settings of a description's inferer, with what stands for None in them."""
+    values = {name: inferer.get(name, getattr(DecodingSettings, name)) for name in _DECODING}
+    spacing = (diffusion or {}).get("spacing", "logsnr")
+    standing_for = {"invert_steps": values["steps"], "spacing": spacing}
+    return {name: standing_for[name] if value is None else value for name, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    """A value as a person reads it."""
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

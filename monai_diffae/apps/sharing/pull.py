@@ -96,7 +96,9 @@ def _fetch(repo: str, folder: Path, revision: str | None, sha256: str | None) ->
         raise ConfigError("sha256: is needed for an address; ask the author of the model for it")
     path = _download(repo, folder) if is_address else Path(repo)
     if not path.is_file():
-        raise ConfigError(f"{path.name}: there is no such file; give a zip file, or a repository as owner/name")
+        raise ConfigError(f"{path.name}: there is no such file; give a zip file, or a repository as owner/name").at(
+            path
+        )
     checked = _checked(path, sha256)
     _unpack(path, folder)
     return None, checked

@@ -119,7 +119,8 @@ def fit_direction(
 def read_direction(path: PathLike, trained: bundles.TrainedBundle | None = None) -> latents.Direction:
     """Read a direction file; with a bundle, one of another model is refused."""
     if not Path(path).is_file():
-        raise ConfigError(f"{Path(path).name}: there is no such file; make it with monai-diffae fit-direction")
+        text = f"{Path(path).name}: there is no such file; make it with monai-diffae fit-direction"
+        raise ConfigError(text).at(Path(path))
     try:
         direction = latents.Direction.from_json(json_content(Path(path)))
     except ConfigError as error:

@@ -138,7 +138,7 @@ def _given_settings(
     if hyper_parameters is None:
         return options
     if not hyper_parameters.is_file():
-        raise ConfigError(f"{hyper_parameters.name}: there is no such file")
+        raise ConfigError(f"{hyper_parameters.name}: there is no such file").at(hyper_parameters)
     return read_values(hyper_parameters, "save it as JSON again") | options
 
 

@@ -393,7 +393,8 @@ def finest_in_time(
     def is_promising(index: int) -> bool:
         return is_enough(index, replace(speed, seconds_per_step=speed.seconds_per_step * cost(index) / cost(measured)))
 
-    logger.info("measuring how fast this machine trains")
+    level = logging.INFO if len(options) > 1 else logging.DEBUG  # for one grid, as in start after its plan, it is quick
+    logger.log(level, "measuring how fast this machine trains")
     start, best = time.monotonic(), len(options) - 1
     proposal = machine.fit(options[best])
     if proposal is None:

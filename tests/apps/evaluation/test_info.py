@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,19 @@ def test_the_properties_of_a_model_and_its_description(run, tiny_bundle):
     assert (summary["kind"], summary["image_size"], summary["z_channels"]) == ("autoencoder", [16, 16], 8)
     assert result.description["inferer"]["_target_"] == "monai_diffae.inferers.DiffusionAutoencoderInferer"
     shown = run("info", tiny_bundle.directory)[1].splitlines()
-    assert {"solver: adams", "own code: none"} < set(shown)
+    assert {"solver: adams", "own code: none", "image_size: 16, 16"} < set(shown)
+    assert not [line for line in shown if set("[{#") & set(line)]
     assert run("info", tiny_bundle.directory / "models" / "model.safetensors")[1].splitlines() == shown
     assert json.loads(run("info", tiny_bundle.directory, "--json")[1]) == result.figures
     assert (summary["organ"], summary["field_of_view"]) == (None, "the whole image, resized to 16 x 16 pixels")
     unsaid = "organ, modality, training data, intended use; add lines such as: - **Organ**: ..."
     assert f"docs/README.md does not say this model's {unsaid}" in shown
+
+
+def test_the_command_is_quick_as_it_builds_no_network(tiny_bundle):
+    code = [sys.executable, "-X", "importtime", "-m", "monai_diffae", "info", str(tiny_bundle.directory)]
+    imported = subprocess.run(code, capture_output=True, text=True, check=True).stderr
+    assert {name for name in ("torch", "monai") if f"| {name}\n" in imported} == set()
 
 
 @pytest.mark.parametrize("kind", ["2d", "3d"])

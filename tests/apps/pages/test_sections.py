@@ -142,9 +142,7 @@ def test_cases_are_shown_whatever_their_ids_are(labelled, tmp_path):
     reconstruct(labelled.bundle, tmp_path / "cohort.csv", tmp_path / "reconstructions", **arguments)
     assert {file.name for file in tmp_path.glob("reconstructions/*/*")} == {"case_0.nii.gz"}
     data = ReportData(labelled.bundle, tmp_path, tmp_path / "cohort.csv", run=PageRun(device="cpu"))
-    images = ReportImages(data)
-    data.table = pd.DataFrame([{"id": case.id, "file_name": case.file_name} for case in images.session.cohort.cases])
-    panels = images.reconstructions()["case (0).nii.gz"]
+    panels = ReportImages(data).reconstructions()["case (0).nii.gz"]
     assert all(each.files["image"].is_file() for each in panels.values())
 
 

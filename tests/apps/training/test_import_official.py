@@ -12,6 +12,7 @@ from PIL import Image
 from scan_files import no_file_larger_than
 
 from monai_diffae import DiffusionSchedule, __version__, embed, import_official, info, reconstruct
+from monai_diffae import official as package
 from monai_diffae.bundle.config import check_config
 from monai_diffae.bundle.loading import load_bundle, load_latent
 from monai_diffae.bundle.parser import read_config
@@ -54,6 +55,7 @@ def test_a_checkpoint_becomes_a_bundle_that_all_commands_take(save, tmp_path, ca
     checkpoint = save()
     with caplog.at_level(logging.INFO, "monai_diffae"):
         out = imported(checkpoint, tmp_path / "bundle")
+    assert {"checkpoint_files", "latent", "weights"} < {*dir(package)}  # a new process has not imported them yet
     assert "image size 16 x 16, which is that of x_T" in caplog.text
     last = caplog.records[-1].getMessage()
     assert last.startswith("bundle: a Diff-AE of 0.0 M parameters for images of 16 x 16 with 3 channels, z_sem of 12")

@@ -21,8 +21,10 @@ from PIL import Image
 
 from monai_diffae import Training, init
 from monai_diffae.apps.training import train_with_callbacks
+from monai_diffae.apps.training.plan import plan
 from monai_diffae.apps.training.train import open_training, train, training_result
 from monai_diffae.bundle import init_bundle, load_bundle
+from monai_diffae.data.scans import _warn_of_grey
 from monai_diffae.errors import BusyError, CohortError, ConfigError, MachineError
 
 
@@ -95,17 +97,18 @@ def odd_pictures(folder):
 @pytest.mark.parametrize(
     ("colour", "bad"),
     [
-        ("grey", {"transparent"}),
-        pytest.param(None, {"transparent", "colour.jpg", "colour.png"}, marks=pytest.mark.slow),
+        (None, {"transparent"}),
+        pytest.param("refuse", {"transparent", "colour.jpg", "colour.png"}, marks=pytest.mark.slow),
         pytest.param("rgb", {"transparent"}, marks=pytest.mark.slow),
     ],
 )
-def test_training_leaves_out_scans_that_cannot_be_used(tmp_path, tiny_settings, colour, bad):
+def test_training_leaves_out_scans_that_cannot_be_used(tmp_path, tiny_settings, colour, bad, caplog):
     scans = tmp_path / "Plantedfolder"
     scans.mkdir()
     odd_pictures(scans)
     bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
     settings = {**tiny_settings, **SMALL, "batch_size": 2, "calibration_cases": 0}
+    _warn_of_grey.cache_clear()  # it logs once per process
     result = train(bundle, scans, colour=colour, overrides=settings)
     with open(result.failures, newline="") as stream:
         left_out = {row["case_id"] for row in csv.DictReader(stream)}
@@ -114,6 +117,7 @@ def test_training_leaves_out_scans_that_cannot_be_used(tmp_path, tiny_settings, 
     assert result.num_cases == 13  # slices count
     trained = load_bundle(bundle, "cpu")
     assert trained.config["in_channels"] == (3 if colour == "rgb" else 1)
+    assert ("colour images are converted to grey" in caplog.text) == (colour is None)
     assert not (bundle / "mlflow.db").exists()  # our key `mlflow`, not MONAI's argument
     contents = {file.name: file.read_bytes() for file in bundle.rglob("*") if file.is_file()}
     assert [name for name, content in contents.items() if b"Plantedfolder" in content] == []
@@ -133,8 +137,10 @@ def slow(machine):
     return machine
 
 
-def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_minutes, slow, monkeypatch):
+def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_minutes, slow, monkeypatch, caplog):
     given = []
+    caplog.set_level(logging.INFO, "monai_diffae")
+    plan(small_cohort, minutes=2, device="cpu", overrides={"batch_size": 4})  # as start does before it trains
 
     def run_training(config, bundle, training, paths):
         given.append(training)
@@ -145,6 +151,7 @@ def test_the_plan_of_minutes_becomes_the_settings(small_cohort, tmp_path, in_min
         train(tmp_path / "new", small_cohort, minutes=2, device="cpu", overrides=in_minutes)
     assert given[0].overrides["max_epochs"] == 3
     assert given[0].overrides["max_minutes"] < 2
+    assert caplog.text.count("measuring how fast this machine trains") == 1
     assert in_minutes.items() <= given[0].overrides.items()
     (tmp_path / "new" / "models").mkdir(exist_ok=True)
     (tmp_path / "new" / "models" / "checkpoint.pt").touch()
