@@ -13,7 +13,13 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.probing.nested import held_out_predictions
 from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, grouped_folds, regularisations
-from monai_diffae.latents.probing.scores import bootstrapped_mean, difference_interval, with_interval
+from monai_diffae.latents.probing.scores import (
+    bootstrapped_mean,
+    difference_interval,
+    is_above_chance,
+    p_value,
+    with_interval,
+)
 from monai_diffae.latents.statistics import Codes, Floats, LatentStatistics, float64_codes
 from monai_diffae.latents.targets import Kind, LabelKind, Target, class_name, missing, read_line_target, rest_of
 from monai_diffae.policies import check_choice
@@ -73,6 +79,7 @@ class Direction:
     preprocessing: str | None = None  #: SHA-256 of the preprocessing of the scans; None: unknown
     low: float | None = None  #: lower end of the score's 95% interval; None if it is not known
     high: float | None = None  #: upper end
+    p: float | None = None  #: of a permutation test against chance; None: there are many patients, or it is not known
     #: ``[K, 3]``, three numbers for each case that the direction was fitted to, by which :meth:`is_fitted_to`
     #: recognises it
     fitted_marks: Floats = field(default_factory=lambda: np.empty((0, _NUM_MARKS)))
@@ -80,19 +87,21 @@ class Direction:
     @property
     def score_text(self) -> str:
         """The score in words: AUROC or R2, with its interval if that is known."""
-        interval = "" if self.low is None else f" (95 % interval {self.low:.3f} to {self.high:.3f})"
+        p = "" if self.p is None else f", p = {self.p:.2g}"
+        interval = "" if self.low is None else f" (95 % interval {self.low:.3f} to {self.high:.3f}{p})"
         return f"{'AUROC' if self.kind == 'binary' else 'R2'} {self.score:.3f}{interval}"
 
     @property
     def may_be_chance(self) -> bool:
-        """Whether the score's interval includes chance, .5 or 0, or lies below; False if it is not known."""
-        return self.low is not None and self.low <= (0.5 if self.kind == "binary" else 0)
+        """Whether the score may be that of chance, .5 or 0; False if its interval is not known."""
+        row = {"metric": "auroc" if self.kind == "binary" else "r2", "score": self.score, "low": self.low, "p": self.p}
+        return self.low is not None and not is_above_chance(row)
 
     def warn_if_chance(self) -> None:
         """Log a warning if z_sem may not predict the label, so that the direction says nothing about it."""
         if self.may_be_chance:
             logger.warning(
-                "direction '%s': its cross-validated %s includes chance, so z_sem may not predict the label, and what "
+                "direction '%s': its cross-validated %s may be chance, so z_sem may not predict the label, and what "
                 "changes along the direction says nothing about it; label more patients, or train longer",
                 self.target[:60],
                 self.score_text,
@@ -249,6 +258,7 @@ class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     score: float
     low: float | None
     high: float | None
+    p: float | None = None
     fitted_marks: list[Annotated[list[float], Field(min_length=_NUM_MARKS, max_length=_NUM_MARKS)]]
     num_cases: Annotated[int, Field(ge=0)]
     num_omitted: Annotated[int, Field(ge=0)]
@@ -358,7 +368,7 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
     of_folds = [model.fit(z_norm[train], y[train], groups[train], num_classes) for train, _ in folds]
     if num_classes is None:
         # normalised z_sem is 0 at the training mean, so the distance is 0 there, too
-        values = {"intercept": 0.0, "slope": length, "offset": intercept * length}
+        values: dict[str, Any] = {"intercept": 0.0, "slope": length, "offset": intercept * length}
     else:
         distance = np.empty(len(y))
         for fitted, (_, test) in zip(of_folds, folds, strict=True):
@@ -368,9 +378,11 @@ def _fitted(z_norm: Floats, target: Target, groups: NDArray[np.intp], seed: int)
         values = {"intercept": intercept, "slope": slope, "offset": offset}
     scores = held_out_predictions(of_folds, [z_norm] * len(folds), target, folds).scores()
     score, low, high = with_interval(scores, groups, seed, len(folds))
+    p = p_value(scores, groups, seed, len(folds))
     strongest = regularisations("linear", num_classes)[0]
     regularisation = float(strongest if probe.regularisation is None else probe.regularisation)
-    return {"weight": weight, **values, "regularisation": regularisation, "score": score, "low": low, "high": high}
+    values |= {"regularisation": regularisation, "score": score, "low": low, "high": high, "p": p}
+    return {"weight": weight, **values}
 
 
 def _plane(probe: FittedProbe) -> tuple[Floats, float, float]:

@@ -17,7 +17,7 @@ from monai_diffae.latents.probing.nested import (
     predict_held_out,
 )
 from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel
-from monai_diffae.latents.probing.scores import ClassScores, NumberScores, plain, with_interval
+from monai_diffae.latents.probing.scores import ClassScores, NumberScores, p_value, plain, with_interval
 from monai_diffae.latents.statistics import Floats, LatentStatistics, checked_codes
 from monai_diffae.latents.targets import Target
 
@@ -232,4 +232,5 @@ def _scores(held_out: HeldOutPredictions, target: Target, groups: NDArray[Any], 
         "score": plain(score),
         "low": plain(low),
         "high": plain(high),
+        "p": p_value(measured, groups, seed, num_folds),
     }

@@ -250,7 +250,8 @@ def _result(figures: Mapping[str, Any], alike: TableTwins, folder: Path | None, 
         for each in find_verdicts(figures["rows"])
     ]
     figures = {**figures, "verdicts": [asdict(each) for each in verdicts], "twins": alike.report.figures()}
-    notes = [*(f"{each.sentence} {each.next_step}" for each in verdicts), *_score_tables(figures["rows"])]
+    lines = ["\n  ".join(each.lines()) for each in verdicts]
+    notes = [*lines, *_score_tables(figures["rows"])]
     told = [line for row in figures["rows"] if "nuisance_chance" in row for line in _nuisance_lines(row)]
     notes += dict.fromkeys(told)  # the same features tell the nuisance equally well beside every target
     return Result(folder, figures, notes, "; ".join(incomplete) or None, skipped=skipped)

@@ -1,4 +1,4 @@
-"""What the scores of a probe say about a label, in one sentence."""
+"""What the scores of a probe say about a label, in three short lines."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from scipy.special import expit, logit
 from monai_diffae.errors import counted
 from monai_diffae.latents.harmonization import CONFOUNDED
 from monai_diffae.latents.probing.probes import WIDE_NAME
-from monai_diffae.latents.probing.scores import CHANCE, NAMES
+from monai_diffae.latents.probing.scores import CHANCE, NAMES, is_above_chance
 
 Row = Mapping[str, Any]
 
 _WORTH_FINDING = {"auroc": 0.7, "r2": 0.2}  # smaller effects need far more patients
 _ALPHA, _POWER = 0.05, 0.8
-_NOT_DECODED = (WIDE_NAME, "harmonized", "untrained", "pca")  # features that no decoder takes
 _WIDE_IS_BETTER = "Wide features predict it better: use them for classifiers (probe --features wide)"
 _SHRUNK = 0.005  # an R2 of predictions that the regularisation has shrunk to the mean
 
@@ -34,6 +33,7 @@ class Verdict:
     answer: Literal["better", "like", "worse", "predicts", "hardly", "unclear"]
     sentence: str  # the answer with its figures
     advice: str  # what to do next
+    against: str = ""  # the figures of the baseline, as a sentence
 
     @property
     def is_predicted(self) -> bool:
@@ -44,6 +44,10 @@ class Verdict:
     def next_step(self) -> str:
         """The advice as a sentence."""
         return f"{self.advice[0].upper()}{self.advice[1:]}."
+
+    def lines(self) -> list[str]:
+        """What, how well against the baseline, and what to do, each a line."""
+        return [each for each in (self.sentence, self.against, self.next_step) if each]
 
 
 def find_verdicts(rows: Sequence[Row]) -> list[Verdict]:
@@ -91,61 +95,54 @@ def _left_out(row: Row) -> Row:
         return row
     scores = {name: row[f"left_out_{name}"] for name in ("score", "low", "high")}
     where = f" on a {row['nuisance']} that was left out, {_score(row)} on known ones"
-    return {**row, **scores, "where": where, **dict.fromkeys(["difference", "difference_low", "difference_high"])}
+    unknown = dict.fromkeys(["p", "difference", "difference_low", "difference_high"])
+    return {**row, **scores, **unknown, "where": where}
 
 
 def _claim(row: Row, baseline: Row | None) -> Verdict:
     target, name = row["target"], row["features"]
-    patients = f"in {_patients(row)} that the probe has not seen{_seen(row)}"
-    advice = "its direction can edit and grade scans (fit-direction)"
-    if name.endswith(_NOT_DECODED):
-        advice = "use it to predict; only z_sem can edit and grade scans (fit-direction)"
+    advice = f"predict it for new scans (predict --targets {target})"
+    sentence = f"{name} predicts {target}: {_score(row)}, {_patients(row)}{_seen(row)}."
     if baseline is None or baseline["difference_low"] is None:
-        return Verdict(target, "predicts", f"{name} predicts {target}: {_score(row)}, {patients}.", advice)
-    against, other = f"{_score(row)} against {_score(baseline)}, {patients}.", baseline["features"]
+        return Verdict(target, "predicts", sentence, advice)
+    other, against = baseline["features"], f"{baseline['features']}: {_score(baseline)}"
     if baseline["difference_low"] > 0:
-        return Verdict(target, "better", f"{name} predicts {target} better than {other}: {against}", advice)
+        return Verdict(target, "better", sentence, advice, f"{against}, so {name} is better.")
     if baseline["difference_high"] < 0:
-        advice = f"to predict {target}, {_instead(baseline)}"
-        return Verdict(target, "worse", f"{name} predicts {target}, but worse than {other}: {against}", advice)
-    sentence = f"{name} predicts {target} like {other} (no clear difference): {against}"
-    return Verdict(target, "like", sentence, f"{advice}; {other} predicts the label as well")
+        advice = f"to predict it, {_instead(baseline)}"
+        return Verdict(target, "worse", sentence, advice, f"{against}, which is better.")
+    return Verdict(target, "like", sentence, f"{advice}; {other} will do as well", f"{against}, no clear difference.")
 
 
 def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     target, metric, name, patients = row["target"], row["metric"], row["features"], _patients(row)
-    chance, effect = CHANCE[metric], _WORTH_FINDING[metric]
-    score = f"{_score(row)}, and {chance:g} is chance"
-    if row["low"] is not None and row["low"] > chance:
-        score += f"; with {num_labels} labels, one of them can look like this by chance"
-    other = ""
+    effect, against = _WORTH_FINDING[metric], ""
     if baseline is not None and _predicts(baseline, num_labels):
-        other = f" {baseline['features']} predicts it: {_score(baseline)}."
+        against = f"{baseline['features']} predicts it: {_score(baseline)}."
     share = min((row.get("num_rarest") or row["num_patients"] / 2) / row["num_patients"], 0.5)
     needed = patients_needed(metric, share, row["num_folds"], num_labels)
     is_enough = needed <= row["num_patients"]
-    if is_enough and row["high"] is not None and row["high"] < effect:
-        sentence = f"{name} hardly predicts {target}, if at all: {score} ({patients}).{other}"
-        advice = _instead(baseline) if other and baseline else "perhaps the images do not show it; or train for longer"
-        return Verdict(target, "hardly", sentence, advice)
-    if other and baseline and baseline["difference_high"] is not None and baseline["difference_high"] < 0:
-        shown = f"{baseline['features']} predicts {target}: {_score(baseline)}"
-        sentence = f"{shown}; {name} is worse: {_score(row)}, in {patients}."
-        return Verdict(target, "hardly", sentence, f"the images show {target}: {_instead(baseline)}")
-    sentence = f"With {patients}, it cannot be said whether {name} predicts {target}: {score}"
-    if not is_enough:
-        sentence += f"; about {needed} would be needed to find {NAMES[metric]} {effect:g}"
-    if other and baseline:
-        advice = f"the images show {target}: {_instead(baseline)}"
+    is_worse = bool(against and baseline and (baseline["difference_high"] or 0) < 0)
+    if is_worse or (is_enough and row["high"] is not None and row["high"] < effect):
+        sentence = f"{name} hardly predicts {target}, if at all: {_score(row)}, {patients}."
+        advice = (
+            _instead(baseline) if against and baseline else "perhaps the images do not show it; or train for longer"
+        )
+        return Verdict(target, "hardly", sentence, advice, against)
+    sentence = f"It is not clear whether {name} predicts {target}: {_score(row)}, {patients}"
+    if num_labels > 1 and _predicts(row, 1):
+        sentence += f"; one of {num_labels} labels can look like this by chance"
+    if against and baseline:
+        advice = f"the images show it: {_instead(baseline)}"
     elif row.get("where") and row["score"] is None:
         advice = f"collect scans of each class of {target} from at least two values of {row['nuisance']}"
     elif is_enough:
         advice = "label more patients, or train for longer"
-    elif row["num_folds"] == 1:
-        advice = "test on more patients, or on all of them by cross-validation (probe --evaluation cv)"
     else:
-        advice = "collect scans of more patients; so few can show a strong effect only"
-    return Verdict(target, "unclear", f"{sentence}.{other}", advice)
+        where = "test on" if row["num_folds"] == 1 else "collect scans of"
+        advice = f"{where} more patients; about {needed} show {NAMES[metric]} {effect:g}"
+        advice += ", or use all by cross-validation (probe --evaluation cv)" if row["num_folds"] == 1 else ""
+    return Verdict(target, "unclear", f"{sentence}.", advice, against)
 
 
 def _instead(baseline: Row) -> str:
@@ -153,7 +150,7 @@ def _instead(baseline: Row) -> str:
 
 
 def _predicts(row: Row, num_labels: int) -> bool:
-    return _low(row, num_labels) > CHANCE[row["metric"]]
+    return is_above_chance({**row, "low": _low(row, num_labels)}, num_labels)
 
 
 def _low(row: Row, num_labels: int) -> float:
@@ -170,15 +167,16 @@ def _low(row: Row, num_labels: int) -> float:
 
 
 def _patients(row: Row) -> str:
-    one = "patient" if row.get("knows_patients", True) else "case"
-    return counted(row["num_patients"], one if row["num_folds"] > 1 else f"test {one}")
+    is_known = row.get("knows_patients", True)
+    one = "patient" if is_known else "case"
+    number = counted(row["num_patients"], one if row["num_folds"] > 1 else f"test {one}")
+    return number if is_known else f"{number} of unknown patients"
 
 
 def _seen(row: Row) -> str:
     """How many of the cases the autoencoder has seen, in brackets; nothing if none, or if it is not known."""
     num_seen = row.get("num_seen_by_autoencoder")
-    cases = f"patients of {num_seen} of the {row.get('num_test')} cases"
-    return f" (but the autoencoder was probably trained on {cases}, so the score may be too high)" if num_seen else ""
+    return f" (the autoencoder has seen {num_seen} of the {row.get('num_test')} cases)" if num_seen else ""
 
 
 def _score(row: Row) -> str:
@@ -188,4 +186,5 @@ def _score(row: Row) -> str:
     if row["metric"] == "r2" and row["high"] is not None and abs(row["score"]) < _SHRUNK > row["high"]:
         return "R2 0, as the probe predicts the mean for all"
     interval = "" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})"
-    return f"{NAMES[row['metric']]} {row['score']:.2f}{interval}{where}"
+    p = "" if row.get("p") is None else f", p {'<' if row['p'] < 0.001 else '='} {max(row['p'], 0.001):.2g}"
+    return f"{NAMES[row['metric']]} {row['score']:.2f}{interval}{p}{where}"

@@ -126,7 +126,7 @@ def _answers(model: ReportData) -> list[dict[str, str]]:
     kinds = {"better": "good", "like": "good", "predicts": "good"}
     answers = [("open" if model.uses_z_sem else "bad", text, "") for text in _cautions(model)]
     answers += [
-        (kinds.get(each.answer, "open"), each.sentence, each.next_step if model.uses_z_sem else "")
+        (kinds.get(each.answer, "open"), each.sentence, " ".join(each.lines()[1:] if model.uses_z_sem else []))
         for each in model.verdicts
     ]
     if model.is_embedded and not model.labels:
@@ -504,7 +504,7 @@ def edit_section(report: Report) -> Section | None:
     ]
     directions = (model.result(name) for name in names if name.startswith("directions/"))
     chance = [fitted.direction for fitted in directions if fitted is not None and fitted.direction.may_be_chance]
-    texts = [f"No scan is edited along {each.target}: {each.score_text} of it includes chance." for each in chance]
+    texts = [f"No scan is edited along {each.target}: {each.score_text} may be chance." for each in chance]
     values = {"labels": labels, "traversal": None, "chance": texts}
     return report.section("edits", "Edits along a label", names, values)
 

@@ -328,7 +328,7 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
             counted(row["num_cases"], "labelled case") if patients is None else counted(patients, "labelled patient")
         )
         yield f"{target}: expect {_score(row)}, as for held-out patients among {among}; from {row['features']}"
-        if row["low"] is None or row["low"] <= metrics.CHANCE[row["metric"]]:
+        if not metrics.is_above_chance(row):
             yield f"{target}: this may be chance, so do not use what is predicted; label more patients"
         if measured := figures["measured"].get(target):
             scans = counted(measured["num_cases"], "new scan")

@@ -64,7 +64,7 @@ def fit_direction(
     The direction is fitted to normalised z_sem of the training cases, or of all cases if the table has no split: by
     logistic regression for two classes, by ridge regression for a number. Labels with two values are classes; numbers
     with more values are a number, unless ``positive`` or ``kind`` says otherwise. The score is that of nested
-    cross-validation over patients; a warning is logged if its interval includes chance.
+    cross-validation over patients; a warning is logged if it may be chance.
 
     Args:
         embeddings: Table of embeddings, written by ``embed``.

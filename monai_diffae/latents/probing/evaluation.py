@@ -20,6 +20,7 @@ from monai_diffae.latents.probing.scores import (
     bootstrapped,
     bounded_interval,
     difference_interval,
+    p_value,
     patients_of_rarest,
     plain,
 )
@@ -189,6 +190,7 @@ class TargetFeatures:
             "score": metrics[main],
             "low": metrics[f"{main}_low"],
             "high": metrics[f"{main}_high"],
+            "p": p_value(scores, patients, settings.seed, len(target.folds)),
             "difference": None,
             "difference_low": None,
             "difference_high": None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from monai_diffae.latents.statistics import Floats
 CHANCE = {"auroc": 0.5, "r2": 0.0}
 """The main scores if there is nothing to learn."""
 NAMES = {"auroc": "AUROC", "r2": "R2"}
+_NUM_PERMUTATIONS, _MOST_PERMUTED = 2000, 500  # patients; with more, intervals tell the same
 
 
 class ClassScores:
@@ -67,6 +68,11 @@ class ClassScores:
         recall = (correct / np.where(class_weights > 0, class_weights, np.nan))[class_weights > 0]
         return np.array([auroc, auprc, recall.mean(), weights @ self._squares / weights.sum()])
 
+    def association(self, order: NDArray[np.intp]) -> float:
+        """AUROC minus .5 if the labels are those of the cases ``order`` ``[N]``; NaN if it is not defined."""
+        areas = [_areas(one[order], rank, np.ones(len(order))) for one, rank in self._ranks]
+        return float(np.mean([pair[0] - 0.5 for pair in areas if pair is not None] or np.nan))
+
     def intervals(self, draws: Floats, groups: Sequence[Any] | NDArray[Any]) -> list[tuple[float, float]]:
         """The 95% interval of each score, by :func:`bounded_interval`, from the draws of :func:`bootstrapped`."""
         values, num = self(np.ones(len(self.truth))), patients_of_rarest(self.truth, np.asarray(groups))
@@ -105,6 +111,11 @@ class NumberScores:
         r2 = 1 - float(weights @ self.error**2) / total if total > 0 else float("nan")
         return np.array([r2, weights @ np.abs(self.error) / weights.sum()])
 
+    def association(self, order: NDArray[np.intp]) -> float:
+        """What the predictions add to the baseline, times the true numbers of the cases ``order`` ``[N]``."""
+        added = self.truth - self.error - (0 if self.baseline is None else self.baseline)
+        return float(added @ (self.truth - self.truth.mean())[order])
+
     def intervals(self, draws: Floats, groups: Sequence[Any] | NDArray[Any]) -> list[tuple[float, float]]:
         """The 95% interval of each score: percentiles of the draws."""
         return [interval(column) for column in draws.T]
@@ -137,12 +148,61 @@ def bootstrapped(
     values = np.array([scores(draw[member].astype(np.float64)) for draw in draws])
     if num_folds < 2:
         return values
-    # models of several folds share most training cases, which the draws do not show (Nadeau and Bengio 2003)
-    score, factor = scores(np.ones(len(member))), (1 + num_folds / (num_folds - 1)) ** 0.5
+    score, factor = scores(np.ones(len(member))), _stretch(num_folds)
     if perfect is None:
         return np.asarray(score + factor * (values - score))
     left = perfect - score + 1e-300  # not 0
     return np.asarray(perfect - left * ((perfect - values) / left) ** factor)
+
+
+def _stretch(num_folds: int) -> float:
+    """Models of several folds share most training cases, which draws do not show (Nadeau and Bengio 2003)."""
+    return (1 + num_folds / (num_folds - 1)) ** 0.5 if num_folds > 1 else 1.0
+
+
+def p_value(
+    scores: ClassScores | NumberScores, groups: Sequence[Any] | NDArray[Any], seed: int = 0, num_folds: int = 1
+) -> float | None:
+    """How often predictions of held-out cases fit random labels as well as theirs: a one-sided permutation test.
+
+    Each draw gives the labels of a group, such as a patient, to another one. In one split, the test is exact. In
+    cross-validation, every case also trains the predictions of others, so labels and predictions vary together: for a
+    linear model, their association has twice the variance that permutations show. Draws are stretched by more. None
+    for more than 500 groups.
+
+    Example:
+        >>> labels = np.repeat([0, 1], 10)
+        >>> scores = ClassScores(labels, np.eye(2)[labels])
+        >>> p_value(scores, range(20)) < 0.001, p_value(scores, labels) > 0.4  # of 20 patients, and of 2
+        (True, True)
+    """
+    member = numbered_groups(groups)
+    if member.max() >= _MOST_PERMUTED:
+        return None
+    orders = _permutations(member, np.random.default_rng(seed))
+    least = scores.association(np.arange(len(scores.truth))) / _stretch(num_folds)
+    is_less = [scores.association(order) < least - 1e-9 * abs(least) for order in orders]
+    return (1 + is_less.count(False)) / (1 + len(is_less))
+
+
+def is_above_chance(row: Mapping[str, Any], num_labels: int = 1) -> bool:
+    """Whether ``score`` is above chance: by ``p``, or where it is not known, by ``low``, the end of the interval."""
+    chance, p = CHANCE[row["metric"]], row.get("p")
+    if p is None or row["score"] is None:
+        return row["low"] is not None and row["low"] > chance
+    return bool(row["score"] > chance and p < 0.05 / num_labels)
+
+
+def _permutations(member: NDArray[np.intp], generator: np.random.Generator) -> Iterator[NDArray[np.intp]]:
+    """Random orders of cases: each group gets cases of another one, some twice if this has fewer."""
+    sizes, places = np.bincount(member), np.argsort(member, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+    number, order = np.arange(len(member)) - starts[member[places]], np.empty_like(places)
+    for _ in range(_NUM_PERMUTATIONS):
+        cases = np.lexsort((generator.random(len(member)), member))
+        other = generator.permutation(len(sizes))[member[places]]
+        order[places] = cases[starts[other] + number % sizes[other]]
+        yield order
 
 
 def with_interval(

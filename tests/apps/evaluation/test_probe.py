@@ -256,8 +256,8 @@ def test_wide_features_and_embeddings_of_other_models_are_compared_without_their
     assert result.rows[1]["difference"] == pytest.approx(result.rows[0]["score"] - result.rows[1]["score"])
     with pytest.raises(ConfigError, match="^together: 'planar' is not among the features and baselines: wide, z$"):
         probe(file, together=["planar"], **options)
-    assert result.verdicts[0]["sentence"].startswith("wide predicts grade like z_sem")
-    assert "only z_sem can edit and grade scans" in result.verdicts[0]["advice"]
+    assert result.verdicts[0]["sentence"].startswith("wide predicts grade: AUROC")
+    assert result.verdicts[0]["against"].startswith("z_sem: AUROC")
     assert {(row["features"], row["target"]) for row in probe(file, **LINEAR).rows} == {
         ("z_sem", "age"), ("z_sem", "sex"), ("z_sem", "grade")
     }  # fmt: skip

@@ -28,29 +28,32 @@ PCA, WIDE = {"features": "PCA of pixels"}, {"features": "wide"}
 @pytest.mark.parametrize(
     ("rows", "answer", "words"),
     [
-        ([row(0.9, 0.85, 0.94)], "predicts", "z_sem predicts sex: AUROC 0.90 (0.85 to 0.94), in 300 patients"),
-        ([row(0.9, 0.8, 1, num_seen_by_autoencoder=8, num_test=9)], "predicts", "patients of 8 of the 9 cases"),
-        ([row(0.9, 0.85, 0.94), row(0.8, 0.7, 0.9, difference=0.1, **PCA)], "better", "better than PCA of pixels"),
+        ([row(0.9, 0.85, 0.94)], "predicts", "z_sem predicts sex: AUROC 0.90 (0.85 to 0.94), 300 patients."),
+        ([row(0.9, 0.8, 1, num_seen_by_autoencoder=8, num_test=9)], "predicts", "has seen 8 of the 9 cases"),
+        ([row(0.9, 0.85, 0.94), row(0.8, 0.7, 0.9, difference=0.1, **PCA)], "better", "so z_sem is better"),
         ([row(0.8, 0.7, 0.9), row(0.8, 0.7, 0.9, difference=0.01, **PCA)], "like", "no clear difference"),
-        ([row(0.7, 0.6, 0.8), row(0.8, 0.7, 0.9, difference=-0.1, **PCA)], "worse", "but worse than PCA of pixels"),
+        ([row(0.7, 0.6, 0.8), row(0.8, 0.7, 0.9, difference=-0.1, **PCA)], "worse", "0.90), which is better"),
         ([row(0.52, 0.47, 0.57)], "hardly", "z_sem hardly predicts sex, if at all: AUROC 0.52"),
         ([row(0.52, 0.47, 0.57), row(0.8, 0.7, 0.9, difference=-0.3, **PCA)], "hardly", "PCA of pixels predicts it"),
-        ([row(0.4, 0.1, 0.8, patients=30), row(0.8, 0.6, 0.9, difference=-0.4, **PCA)], "hardly", "z_sem is worse"),
+        ([row(0.4, 0.1, 0.8, patients=30), row(0.8, 0.6, 0.9, difference=-0.4, **PCA)], "hardly", "predicts it: AUROC"),
         # the sentence is about wide features only if neither z_sem nor the principal components predict the label
         ([row(0.9, 0.8, 0.95), row(0.8, 0.7, 0.9, difference=0.1, **PCA), row(0.99, 0.9, 1, difference=-0.06, **WIDE)],
          "better", "Wide features predict it better: use them for classifiers (probe --features wide)."),
         ([row(0.9, 0.8, 0.95), row(0.8, 0.7, 0.9, difference=0.1, **PCA), row(0.9, 0.8, 1, difference=-0.01, **WIDE)],
-         "better", "z_sem predicts sex better than PCA of pixels"),
+         "better", "z_sem predicts sex: AUROC 0.90"),
         ([row(0.52, 0.47, 0.57), row(0.5, 0.4, 0.6, difference=0, **PCA), row(0.8, 0.7, 0.9, difference=-0.3, **WIDE)],
-         "hardly", "if at all: AUROC 0.52 (0.47 to 0.57), and 0.5 is chance (300 patients). wide predicts it"),
+         "hardly", "if at all: AUROC 0.52 (0.47 to 0.57), 300 patients. wide predicts it"),
         ([row(0.7, 0.4, 0.8, patients=30), row(0.8, 0.6, 0.9, difference=0.0, **PCA)], "unclear", "PCA of pixels"),
-        ([row(0.6, 0.4, 0.8, patients=23, rarest=9)], "unclear", "With 23 patients, it cannot be said whether z_sem"),
-        ([row(0.02, -0.05, 0.06, "r2", patients=23, rarest=None)], "unclear", "about 227 would be needed"),
-        ([row(0.6, 0.4, 0.8, patients=30, rarest=15, num_folds=1)], "unclear", "With 30 test patients, it cannot"),
+        ([row(0.6, 0.4, 0.8, patients=23, rarest=9)], "unclear", "AUROC 0.60 (0.40 to 0.80), 23 patients"),
+        ([row(0.02, -0.05, 0.06, "r2", patients=23, rarest=None)], "unclear", "about 227 show R2 0.2"),
+        ([row(0.6, 0.4, 0.8, patients=30, rarest=15, num_folds=1)], "unclear", "30 test patients"),
         ([row(0.3, 0.1, 0.5, "r2", rarest=None)], "predicts", "R2 0.30"),
+        # of few patients, the permutation test says whether, and the interval how well
+        ([row(0.94, 0.34, 1, patients=23, rarest=8, p=0.004)], "predicts", "AUROC 0.94 (0.34 to 1.00), p = 0.004, 23"),
+        ([row(0.94, 0.54, 1, patients=8, rarest=3, p=0.2)], "unclear", "p = 0.2, 8 patients"),
         # the answer is about a scanner that was left out
         ([row(0.95, 0.9, 0.98, **left_out(0.47, 0.38, 0.56))], "hardly",
-         "AUROC 0.47 (0.38 to 0.56) on a scanner that was left out, AUROC 0.95 (0.90 to 0.98) on known ones, and 0.5"),
+         "AUROC 0.47 (0.38 to 0.56) on a scanner that was left out, AUROC 0.95 (0.90 to 0.98) on known ones"),
         ([row(0.95, 0.9, 0.98, **left_out(0.8, 0.7, 0.9)), row(0.9, 0.8, 0.95, difference=0.1, **PCA, **LEFT_OUT)],
          "predicts", "z_sem predicts sex: AUROC 0.80 (0.70 to 0.90) on a scanner"),
         ([row(0.95, 0.9, 0.98, **left_out(None, None, None))], "unclear", "no AUROC on a scanner that was left out"),
@@ -65,7 +68,7 @@ PCA, WIDE = {"features": "PCA of pixels"}, {"features": "wide"}
 def test_a_verdict_says_what_the_interval_and_the_baseline_show(rows, answer, words):
     verdict = find_verdicts(rows)[0]
     assert (verdict.answer, verdict.is_predicted) == (answer, answer not in ("hardly", "unclear"))
-    assert words in f"{verdict.sentence} {verdict.next_step}"
+    assert words in " ".join(verdict.lines())
     assert ("Wide features" in verdict.advice) == ("Wide features" in words)
 
 

@@ -38,16 +38,19 @@ def started(pictures, one_migration, tmp_path_factory):
 
 
 def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_reader):
-    assert [outcome.step.command for outcome in started.outcomes] == [
-        "list-scans", "plan", "init", "train", "info", "embed", "reconstruct", "neighbors", "probe", "decode",
+    *first, last = (outcome.step.command for outcome in started.outcomes)
+    assert first[:9] == [
+        "list-scans", "plan", "init", "train", "info", "embed", "reconstruct", "neighbors", "probe",
     ]  # fmt: skip
+    is_predicted = first[9:] == ["fit-direction"]  # a minute trains longer on a faster machine
+    assert last == ("edit" if is_predicted else "decode")
     page = page_reader(started.page)
     assert page.sections[:3] == ["conflicts", "probes", "edits"]
     assert page.sections[-2:] == ["next", "log"]
     notes = "\n".join(started.lines())
-    assert "30 cases, it cannot be said whether z_sem predicts label" in notes  # so no scan is edited along it
+    assert "30 cases of unknown patients" in notes
     assert "1 group of scans that are the same have different labels." in notes
-    assert "it cannot be said whether z_sem predicts label" in page.text
+    assert "30 cases of unknown patients" in page.text
     assert "1 pair of twins with different labels" in page.text  # a warning from before the training
     assert sum("/scans/" in each.attributes["src"] for each in page.all("img")) == 2  # at their own resolution
     conflicts = pd.read_csv(started.folder / "label_conflicts.csv")
@@ -58,7 +61,8 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert "w_000" in table
     assert "small (3)" in set(table["id"])
     assert "monai-diffae embed" in page.text
-    assert not any("predict" in line or "--directions" in line for _, line in started.next_lines)
+    named = [any(word in line for _, line in started.next_lines) for word in ("predict", "--directions")]
+    assert named == [is_predicted] * 2
     lines = [outcome.step.line for outcome in started.outcomes] + [line for _, line in started.next_lines]
     for line in lines:  # each can be typed
         parse(build_app(), shlex.split(line)[1:])
