@@ -352,6 +352,8 @@ class Topics:
     targets: Sequence[str] = ()
     """Label columns to predict; scans are edited along the first two that z_sem predicts; by default those that are
     found."""
+    towards: str | None = None
+    """Class towards which scans are edited, e.g. ``malignant``; by default the rarest that is not called normal."""
     scanner: str | None = None
     """Column with the scanner: the page says how well z_sem and the baselines tell it."""
     repeat: str | None = None

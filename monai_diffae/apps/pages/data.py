@@ -1,5 +1,6 @@
 """The ordinary data of a report: what commands found out about one bundle, and the labels and cases to show."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from pyarrow.parquet import read_schema
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.evaluation.verdicts import Verdict
 from monai_diffae.apps.record import read_record, record_of
-from monai_diffae.apps.session import Session, split_for
+from monai_diffae.apps.session import Session
 from monai_diffae.apps.settings import PageRun, Run, Topics
 from monai_diffae.apps.steps import Outcome, Step, Steps
 from monai_diffae.apps.training.plan import FEW_SCANS
@@ -41,7 +42,7 @@ CONFLICTS = "label_conflicts.csv"
 _LARGEST_GIB = 2  # of images in memory, from which the baselines of the probes are computed
 _MOST_EDITED_TARGETS = 2
 _MOST_TARGETS, _MANY_TEST_PATIENTS = 5, 100
-_USUAL = "normal", "healthy", "control", "controls", "hc", "negative", "none", "no finding"  # not the class to look at
+_USUAL = re.compile(r"normal|healthy|controls?|hc|negative|none|(no|non|not|without)[ _-].*")  # not what to look at
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class ReportData:
         return [self.pictured[name].id for name in names]
 
     def _examples(self, target: str | None, count: int) -> list[str]:
-        examples = [] if target is None else find_examples(self.table, target, count)
+        examples = [] if target is None else find_examples(self.table, target, count, self.topics.towards)
         return examples or held_out_or_all(self.table)["id"].astype(str).tolist()[:count]
 
     def evaluate(self, bundles: Sequence[Path], folder: Path) -> None:
@@ -296,8 +297,8 @@ class ReportData:
     def run_common(self, cases: Sequence[str] = ()) -> None:
         """Run what several models can be compared by: embed, reconstruct these cases, find neighbors, probe."""
         self.describe()
-        if self.cohort is not None and self.topics.targets:
-            check_targets(split_for(load_bundle(self.bundle, "cpu"), self.cohort).cases, self.topics.targets)
+        if self.cohort is not None and (self.topics.targets or self.topics.towards):
+            check_targets(self.session.cohort.cases, self.topics.targets, self.topics.towards)
         wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
         pool = {"pool": "mean_std"} if self.slices else {}
         embed = {**self._opened, **wide, **pool}
@@ -367,7 +368,7 @@ class ReportData:
             "fit-direction",
             embeddings=self.embeddings,
             target=target,
-            positive=find_positive(self.table, target),
+            positive=find_positive(self.table, target, self.topics.towards),
         )
         if fitted is not None and not fitted.direction.may_be_chance:
             self._attempt(
@@ -459,20 +460,24 @@ def check_explained(folder: Path, bundle: Path) -> None:
         )
 
 
-def check_targets(cases: Sequence[Case], targets: Sequence[str]) -> None:
-    """Check that each target is a label that varies, before the scans are read."""
+def check_targets(cases: Sequence[Case], targets: Sequence[str], towards: str | None = None) -> None:
+    """Check that each target is a label that varies, and that one has the class, before the scans are read."""
     names = label_names(cases)
+    if towards is not None and not any(str(case.labels.get(name)) == towards for case in cases for name in names):
+        raise ConfigError(f"towards: no label has the class {towards!r}; check its spelling")
     for target in targets:
         if target not in names:
             raise ConfigError(f"targets: there is no label {target!r}; choose from: {', '.join(names) or 'none'}")
         read_target([case.labels.get(target) for case in cases], target)
 
 
-def find_positive(table: pd.DataFrame, target: str) -> str | None:
-    """The class of a label to look at: the rarest not called normal; None for numbers, or equals such as F and M."""
+def find_positive(table: pd.DataFrame, target: str, towards: str | None = None) -> str | None:
+    """The class of a label to look at: ``towards``, or the rarest not called normal; None for numbers, or F and M."""
     values = table[target].dropna()
     counts = Counter(map(str, values))
-    unusual = [name for name in counts if name.lower() not in _USUAL]  # the class to look at
+    if towards in counts:
+        return towards
+    unusual = [name for name in counts if not _USUAL.fullmatch(name.lower())]  # the class to look at
     if is_numeric_dtype(values) or len(counts) < 2 or (len(counts) == 2 and len(unusual) != 1):
         return None
     return min(unusual or counts, key=lambda name: (counts[name], name))
@@ -490,10 +495,10 @@ def held_out_or_all(table: pd.DataFrame) -> pd.DataFrame:
     return table if split is None else table[table["split"] == split]
 
 
-def find_examples(table: pd.DataFrame, target: str, number: int) -> list[str]:
+def find_examples(table: pd.DataFrame, target: str, number: int, towards: str | None = None) -> list[str]:
     """Ids of held-out cases from both ends of a label, the positive class being one: first, last, second, ..."""
     labelled = held_out_or_all(table[table[target].notna()])
-    positive = find_positive(table, target)
+    positive = find_positive(table, target, towards)
     ends = labelled[target] if positive is None else labelled[target].astype(str) == positive
     ids = labelled.loc[ends.sort_values(kind="stable").index, "id"].astype(str).tolist()
     from_both_ends = [ids[i // 2] if i % 2 == 0 else ids[-1 - i // 2] for i in range(len(ids))]

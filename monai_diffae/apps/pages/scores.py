@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from monai_diffae.apps.evaluation.probe import best_of_classes
 from monai_diffae.apps.evaluation.verdicts import CHANCE
 from monai_diffae.apps.html import number
 from monai_diffae.apps.pages.data import ReportData
@@ -88,6 +89,30 @@ def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:
         "interval": "" if low is None else f"({number(low)} to {number(high)})",
         "mark": interval_mark(score, low, high, limits, CHANCE.get(metric, 0.0)),
     }
+
+
+def confusion_tables(models: Sequence[ReportData]) -> list[dict[str, Any]]:
+    """For each label with classes, how often each was predicted as each, by the best features."""
+    tables = []
+    for model in models:
+        rows = model.result("probe").rows
+        for target in dict.fromkeys(row["target"] for row in rows):
+            if best := best_of_classes([row for row in rows if row["target"] == target]):
+                whose = f"{model.name}: " if len(models) > 1 else ""
+                tables.append({"title": f"{whose}{target}, from {best['features']}", "rows": _confusion_rows(best)})
+    return tables
+
+
+def _confusion_rows(row: Row) -> list[dict[str, Any]]:
+    names = row["classes"]
+    return [
+        {
+            row["target"]: name,
+            **{f"predicted {each}": count for each, count in zip(names, counts, strict=True)},
+            "right": f"{counts[code] / max(sum(counts), 1):.0%}",
+        }
+        for code, (name, counts) in enumerate(zip(names, row["confusion"], strict=True))
+    ]
 
 
 def _probe_name(probe: str, features: str) -> str:

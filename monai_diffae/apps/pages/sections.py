@@ -19,7 +19,7 @@ from monai_diffae.apps.pages.data import CONFLICTS, ReportData
 from monai_diffae.apps.pages.figures import Axes, Series, line_chart
 from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, edit_frames, sample_thumbnails
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
-from monai_diffae.apps.pages.scores import calibration_charts, probe_rows, quality_values
+from monai_diffae.apps.pages.scores import calibration_charts, confusion_tables, probe_rows, quality_values
 from monai_diffae.apps.record import read_record, record_of
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
@@ -238,7 +238,7 @@ def _model_row(model: ReportData) -> dict[str, Any]:
     }
     if model.result("reconstructions") is not None:
         means = model.result("reconstructions").means
-        row |= {"PSNR, both codes": f"{means['psnr_x_T']:.1f}", "PSNR, z_sem alone": f"{means['psnr_z_sem']:.1f}"}
+        row |= {"PSNR, z_sem alone": f"{means['psnr_z_sem']:.1f}", "PSNR, both codes": f"{means['psnr_x_T']:.1f}"}
     return row
 
 
@@ -423,6 +423,7 @@ def probe_section(report: Report) -> Section | None:
     values = {
         "is_comparison": report.is_comparison,
         "rows": probe_rows(models),
+        "confusions": confusion_tables(models),
         "charts": calibration_charts(models, is_named=report.is_comparison),
     }
     return report.section("probes", "What z_sem knows: probes", ["probe"], values)
@@ -596,14 +597,14 @@ def explain_section(report: Report) -> Section | None:
 
 SECTIONS: Sequence[Callable[[Report], Section | None]] = (
     conflict_section,
+    reconstruction_section,
+    edit_section,
     probe_section,
     scanner_section,
     association_section,
-    edit_section,
     explain_section,
     map_section,
     outlier_section,
-    reconstruction_section,
     sample_section,
     quality_section,
     model_section,
@@ -630,6 +631,6 @@ def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
         tiles["cases"] = (f"{len(model.table):,}", patients)
     if model.result("reconstructions") is not None:
         means = model.result("reconstructions").means
-        remark = f"{means['psnr_z_sem']:.1f} dB from z_sem alone"
-        tiles["PSNR from both codes"] = (f"{means['psnr_x_T']:.1f} dB", remark)
+        remark = f"from both codes {means['psnr_x_T']:.1f} dB, as for any model"
+        tiles["PSNR from z_sem alone"] = (f"{means['psnr_z_sem']:.1f} dB", remark)
     return tiles

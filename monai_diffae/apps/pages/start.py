@@ -56,6 +56,8 @@ class Hour:
     targets: Sequence[str] = ()
     """Label columns to predict; scans are edited along the first two that z_sem predicts; by default those that are
     found."""
+    towards: str | None = None
+    """Class towards which scans are edited, e.g. ``malignant``; by default the rarest that is not called normal."""
     sequences: Sequences = ()
     """Sequences that become channels of the image, in this order, e.g. ``T1 FLAIR``; by default all of them, if every
     case has them."""
@@ -160,7 +162,7 @@ class FirstHour:
         except OtherResultsError as error:
             raise self._other("scans or labels") from error
         cases = cohorts.read_cohort(self.table)
-        page_data.check_targets(cases, self.hour.targets)
+        page_data.check_targets(cases, self.hour.targets, self.hour.towards)
         request = {"cohort": cohort_fingerprint(cases), "minutes": self.hour.minutes}
         if self.hour.sequences:
             request["sequences"] = list(self.hour.sequences)
@@ -238,7 +240,7 @@ class FirstHour:
     def run(self) -> page_data.ReportData:
         """Train, embed, and find out what was learned."""
         self._train()
-        topics, run = Topics(self.hour.targets), PageRun(device=self.hour.device)
+        topics, run = Topics(self.hour.targets, self.hour.towards), PageRun(device=self.hour.device)
         data = page_data.ReportData(self.model, self.out, self.table, topics, run, self.steps, self.cohort.stem)
         data.collect(evaluates=False)
         return data

@@ -202,6 +202,7 @@ class TargetFeatures:
             "num_omitted": target.num_omitted,
             "num_rarest": min(target.counts.values(), default=None),
             "num_seen_by_autoencoder": target.num_seen,
+            **_confusion(predictions),
             "small_classes": "; ".join(f"{label}: {count}" for label, count in target.small_classes.items()) or None,
             "regularisation": float(np.exp(np.mean(np.log(regularisation)))) if regularisation else None,
             "is_regularisation_fixed": settings.regularisation is not None and probe == "linear",
@@ -240,6 +241,17 @@ class TargetFeatures:
             predictions = nested.held_out_predictions(fitted, x, target, folds)
             score = predictions.scores()(np.ones(len(self.target.test_cases)))[0]
             yield {"regularisation": value, "score": plain(score), "num_folds_chosen": chosen.count(value)}
+
+
+def _confusion(predictions: HeldOutPredictions) -> dict[str, Any]:
+    """How many cases of each class were predicted as each class: rows are the true ones. Nothing for numbers."""
+    from sklearn.metrics import confusion_matrix
+
+    classes, truth = predictions.target.classes, predictions.target.values
+    if classes is None or predictions.predicted_class is None:
+        return {}
+    counts = confusion_matrix(truth, predictions.predicted_class, labels=range(len(classes)))
+    return {"classes": list(classes), "confusion": counts.tolist()}
 
 
 def _evaluate_target(

@@ -217,6 +217,8 @@ def test_the_rarest_unusual_class_is_compared_with_the_rest():
     assert find_positive(table(finding=three), "finding") == "malignant"
     assert find_positive(table(finding=["abnormal", "normal", None]), "finding") == "abnormal"
     assert find_positive(table(sex=["F", "M"]), "sex") is None
+    assert find_positive(table(sex=["F", "M"]), "sex", towards="F") == "F"
+    assert find_positive(table(tumour=["no tumour", "glioma"]), "tumour") == "glioma"
     assert find_positive(table(grade=[1.0, 2.0, 3.0]), "grade") is None
 
 

@@ -45,7 +45,7 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     is_predicted = first[9:] == ["fit-direction"]  # a minute trains longer on a faster machine
     assert last == ("edit" if is_predicted else "decode")
     page = page_reader(started.page)
-    assert page.sections[:3] == ["conflicts", "probes", "edits"]
+    assert page.sections[:3] == ["conflicts", "reconstructions", "edits"]
     assert page.sections[-2:] == ["next", "log"]
     notes = "\n".join(started.lines())
     assert "30 cases of unknown patients" in notes
