@@ -27,9 +27,9 @@ class DiffAEError(Exception):
     """
 
     exit_code = 1
-    path: PathLike[str] | None = None  # as the user typed it, if the message begins with its last part
+    path: str | PathLike[str] | None = None  # as the user typed it, if the message begins with its last part
 
-    def at(self, path: PathLike[str]) -> Self:
+    def at(self, path: str | PathLike[str]) -> Self:
         """This error, about a path that the user typed: logs and files keep its last part only, as parents name people.
 
         Example:

@@ -1,5 +1,7 @@
 """A trained bundle, and one case as it sees it: images, codes and reconstructions, and how unusual the case is."""
 
+import base64
+import html
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +27,12 @@ from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.masks import case_mask
 from monai_diffae.data.scans import Scan, scan_suffix
 from monai_diffae.diffusion.steps import StepCallback
-from monai_diffae.errors import ConfigError, OmittableError
+from monai_diffae.errors import ConfigError, OmittableError, counted
 from monai_diffae.inferers import DiffusionAutoencoderInferer, ReconstructionMode, Reconstructor, encode_exactly
 from monai_diffae.inferers.reconstruction import estimate_from_noised, images_at_once
 from monai_diffae.latents.neighbors import p_values
 from monai_diffae.metrics.anomaly import anomaly_maps, highest_mean, residual_spread, smoothed_residuals
-from monai_diffae.pictures import shown
+from monai_diffae.pictures import shown, thumbnail
 from monai_diffae.policies import Detail, PathLike, Range, check_choice
 from monai_diffae.transforms import write_native
 from monai_diffae.transforms.native import CaseSpace
@@ -57,6 +59,20 @@ class TrainedBundle:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))  #: where the network is
     #: SHA-256 of the fast decoder's file; None: the bundle was loaded with the exact decoder
     fast_sha256: str | None = None
+
+    def __repr__(self) -> str:
+        """The model in a few lines."""
+        config, size = self.config, " x ".join(map(str, self.config["image_size"]))
+        usage = "" if self.z_sem_usage is None else f", z_sem_usage {self.z_sem_usage:.2f}"
+        parameters = sum(each.numel() for each in self.network.parameters())
+        return "\n".join(
+            [
+                f"TrainedBundle '{self.folder.name}' on {self.device}, SHA-256 {self.sha256[:8]}",
+                f"  images: {config['spatial_dims']}D, {size}, {counted(config.get('in_channels', 1), 'channel')}",
+                f"  z_sem: {counted(self.z_channels, 'number')}{usage}",
+                f"  network: {parameters:,} parameters, decoding in {counted(self.inferer.steps, 'step')}",
+            ]
+        )
 
     def is_current(self) -> bool:
         """Whether the bundle's folder still has the model that was loaded."""
@@ -310,15 +326,27 @@ class ModelCase(CaseSpace):
         """Write an array ``[C, *native S]`` in the scan's space, with the scan's affine to the bit.
 
         Args:
-            path: ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.png``. PNG takes uint8 only.
+            path: ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.png``. PNG takes intensities of a picture, clipped to 0..255.
             array: as the methods ``back...`` return it.
-            dtype: data type of the file; None: the array's. Values are rounded to integers.
+            dtype: data type of the file; None: the array's, or uint8 for PNG. Values are rounded to integers.
 
         Raises:
             ConfigError: the array has another size than the scan, or the file format cannot hold it.
             MachineError: the disk is full, or the folder cannot be written.
         """
-        return write_native(path, array, self.scan, array.dtype if dtype is None else dtype)
+        own = None if str(path).lower().endswith(".png") else array.dtype
+        return write_native(path, array, self.scan, own if dtype is None else dtype)
+
+    def __repr__(self) -> str:
+        """The case in a few lines."""
+        shapes = f"scan {list(self.scan.array.shape)}, images {list(self.images.shape)}"
+        return f"ModelCase '{self.id}': {shapes}, for {self.trained.folder.name}"
+
+    def _repr_html_(self) -> str:
+        """The case in a notebook, with the picture of its middle image."""
+        picture = thumbnail(self.trained.shown(self.images[[len(self.images) // 2]]), 160)
+        address = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        return f'<img src="{address}" alt=""><pre>{html.escape(repr(self))}</pre>'
 
     def _round_trip(
         self, steps: int | None, max_evaluations: int | None, callback: StepCallback | None = None

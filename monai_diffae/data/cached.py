@@ -438,7 +438,7 @@ class CachedCases(Dataset[Item]):
         todo = [position for position in range(first, stop) if not cache.is_usable(states[position])]
         items, missing = [self.data[position] for position in todo], [states[position] for position in todo]
         failed: dict[int, Failure] = {}
-        with progress(len(todo), f"{self._task} {len(todo)} images") as advance:
+        with progress(len(todo), f"{self._task} {counted(len(todo), 'image')}") as advance:
             results = cache.stream(items, missing, self.transform, self.num_workers or 0, finish=self._finished)
             for position, item, (result, _) in zip(todo, items, results, strict=True):
                 advance()

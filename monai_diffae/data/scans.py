@@ -345,8 +345,7 @@ def _warn_of_grey() -> None:
 def _fit_values(path: Path, array: Voxels, nonfinite: NonFinite) -> Voxels:
     num_bad = array.size - int(np.isfinite(array).sum())
     if num_bad and nonfinite == "error":
-        wrong = f"{num_bad} of its voxels are NaN or infinite"
-        raise problem(path, wrong, "repair it, or set nonfinite to a fill value")
+        raise problem(path, "it has voxels that are NaN or infinite", "repair it, or set nonfinite to a fill value")
     if num_bad:
         logger.warning("%s: %d NaN or infinite voxels were replaced with %g", path.name, num_bad, nonfinite)
         array = np.where(np.isfinite(array), array, np.float32(nonfinite))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, Field, ValidationError
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.probing.nested import held_out_predictions
 from monai_diffae.latents.probing.probes import FittedProbe, ProbeModel, grouped_folds, regularisations
@@ -410,13 +410,13 @@ def _check_enough(target: Target, groups: NDArray[np.intp]) -> None:
     num_cases, num_groups, patients = len(target.rows), len(np.unique(groups)), target.patients_of_classes(groups)
     if target.classes is None and (num_cases < _LEAST_CASES or num_groups < 2):
         raise ConfigError(
-            f"target '{target.name}': {num_cases} labelled cases of {num_groups} patients are too few; at least "
-            f"{_LEAST_CASES} cases of 2 patients are needed"
+            f"target '{target.name}': {counted(num_cases, 'labelled case')} of {counted(num_groups, 'patient')} are "
+            f"too few; at least {_LEAST_CASES} cases of 2 patients are needed"
         )
     if min(patients.values(), default=2) < 2:
         counts = np.bincount(target.values, minlength=2)
         each = zip(counts, patients.items(), strict=True)
-        listed = " and ".join(f"{count} of '{label}' ({num} patients)" for count, (label, num) in each)
+        listed = " and ".join(f"{count} of '{label}' ({counted(num, 'patient')})" for count, (label, num) in each)
         raise ConfigError(
             f"target '{target.name}': {listed} are too few; label at least 2 cases of 2 patients of each class"
         )

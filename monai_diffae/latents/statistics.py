@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.floating[Any]]
@@ -139,7 +139,7 @@ def checked_codes(z: ArrayLike, z_channels: int | None = None, *, num_least: int
     if codes.dtype.kind != "f":
         codes = codes.astype(np.float64)
     if num_least is not None and len(codes) < num_least:
-        raise ConfigError(f"z_sem: {len(codes)} cases are too few; {num_least} are the least")
+        raise ConfigError(f"z_sem: {counted(len(codes), 'case')}, which is too few; {num_least} are the least")
     not_finite = ~np.isfinite(codes).all(axis=-1)
     if not_finite.any():
         raise ConfigError(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.transforms import Flip, LoadImage, Orientation
 from monai.utils import SpaceKeys
+from PIL import Image
 from scan_files import shared
 from tiny_bundles import rewrite
 
@@ -153,3 +154,16 @@ def test_a_file_is_a_bundle_without_its_folder(tiny_bundle, tmp_path):
     file.write_bytes((tiny_bundle.directory / "models" / "model.safetensors").read_bytes())
     assert load_bundle(file, "cpu").sha256 == checksum(file) == checksum(tiny_bundle.directory)
     assert load_bundle(file, "cpu").z_sem_usage == 1.0
+
+
+def test_a_bundle_and_a_case_show_themselves_in_few_lines_and_a_picture_is_written_as_png(labelled, tmp_path):
+    trained = load_bundle(labelled.bundle, "cpu")
+    file = tmp_path / "scan.jpeg"
+    Image.fromarray(np.arange(400, dtype=np.uint8).reshape(20, 20)).save(file)
+    case = trained.open(file)
+    assert len(repr(trained).splitlines()) <= 10
+    assert trained.folder.name in repr(trained)
+    assert repr(case).startswith("ModelCase 'scan': scan [1, 20, 20]")
+    assert case._repr_html_().startswith('<img src="data:image/png;base64,')
+    written = case.write(tmp_path / "x.png", case.scan.array)
+    np.testing.assert_array_equal(np.asarray(Image.open(written)), np.asarray(Image.open(file)))

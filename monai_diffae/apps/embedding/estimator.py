@@ -25,7 +25,7 @@ from monai_diffae.bundle.loading import load_bundle
 from monai_diffae.bundle.model import TrainedBundle
 from monai_diffae.bundle.model_file import checksum
 from monai_diffae.data.progress import Failure
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, ScanError, counted
 from monai_diffae.inferers.reconstruction import encode_exactly
 from monai_diffae.policies import Features, PathLike
 
@@ -171,7 +171,7 @@ class DiffAEEncoder(TransformerMixin, BaseEstimator):
             if rows:
                 z_sem[rows] = codes
         if failures:
-            counts = f"{len(failures)} of {len(items)} scans cannot be used"
+            counts = f"{len(failures)} of {counted(len(items), 'scan')} cannot be used"
             failure = next(iter(failures.values()))
             reason = failure.reason.removeprefix(f"{failure.file}: ").removeprefix(f"{failure.case_id}: ")
             first = f"the first is {failure.case_id}, {failure.file}: {reason}"

@@ -21,7 +21,7 @@ from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import track
 from monai_diffae.data.scan_states import scan_contents
 from monai_diffae.diffusion.noise import seed_of
-from monai_diffae.errors import CohortError, ConfigError, one_line
+from monai_diffae.errors import CohortError, ConfigError, counted, one_line
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -85,7 +85,7 @@ def load_calibrated(
     if detector is None or detector.settings != settings or not made_from.items() <= detector.made_from.items():
         with only_run(out):
             read = session.read(cases, out, FAILURES)
-        rows = track(range(len(read.cases)), f"calibrating with {len(read.cases)} cases")
+        rows = track(range(len(read.cases)), f"calibrating with {counted(len(read.cases), 'case')}")
         num_failed = len(read.failures)
         made_from["num_patients"] = len({case.patient for case in read.cases})
         detector = fit_detector(trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)

@@ -328,7 +328,7 @@ class TrainingCases:
 
     def distances(self, rows: pd.DataFrame, k: int, whitened: bool) -> Floats:
         """The :meth:`~monai_diffae.latents.neighbors.ReferenceCases.distances` (N,) of rows of a table."""
-        report = functools.partial(track, text=f"scoring {len(rows)} cases")
+        report = functools.partial(track, text=f"scoring {counted(len(rows), 'case')}")
         return self.reference.distances(tables.matrix(rows, self.features), self.groups_of(rows), k, whitened, report)
 
     def scores(self, table: pd.DataFrame, reference: Floats, k: int, whitened: bool) -> tuple[Floats, Floats]:
@@ -428,7 +428,7 @@ class CaseImages:
         trained, errors = session.trained, {}
         network, inferer = trained.network, trained.inferer
         noise = image_noise(trained.x_T_shape, self.settings.seed, [0]).to(trained.device)
-        for (case,), *images in read.batches(1, f"decoding {len(read.cases)} cases"):
+        for (case,), *images in read.batches(1, f"decoding {counted(len(read.cases), 'case')}"):
             image, encoder_image = (each.to(trained.device) for each in images)
             z_sem = inferers.encode_exactly(encoder_image, network, inferer)
             _, from_x_T = inferer.round_trip(image, network, z_sem)

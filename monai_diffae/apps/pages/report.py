@@ -63,7 +63,8 @@ def report(
     if against:
         models = _collect_several([bundle, *against], out, cohort, topics, run, steps)
     else:
-        models = [page_data.ReportData(bundle, out, cohort, topics, run, steps)]
+        name = "" if cohort is None else cohort.resolve().stem
+        models = [page_data.ReportData(bundle, out, cohort, topics, run, steps, name)]
         models[0].collect()
     logger.info("\nWrite the page")
     values = sections.Report(models).values()

@@ -376,7 +376,7 @@ def _held_out(model: ReportData) -> str:
     ids = model.outcomes["reconstructions"].step.arguments["cases"]
     splits = {model.pictured[name].split for name in ids}
     if split_origin(model.table) == "drawn":
-        return f"{len(ids)} cases; it is not known whether the model was trained on them."
+        return f"{counted(len(ids), 'case')}; it is not known whether the model was trained on them."
     return f"{len(ids)} {'cases, some of which the model was trained on.' if 'train' in splits else 'held-out cases.'}"
 
 
@@ -476,7 +476,7 @@ def association_section(report: Report) -> Section | None:
             {
                 "label": f"{row['variable']} ({row['contrast']})",
                 "component": row["component"],
-                "effect": _cell(row, "effect"),
+                "effect": _cell(row, "effect") or "F test",  # of more than two classes
                 "share": f"{row['share']:.1%}",
                 "p": number(row["p"], 2),
                 "q": number(row["q"], 2),

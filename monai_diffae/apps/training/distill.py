@@ -21,7 +21,7 @@ from monai_diffae.data.atomic import check_space
 from monai_diffae.data.cases import spread_cases
 from monai_diffae.data.progress import track
 from monai_diffae.diffusion.noise import image_noise, seed_of
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -200,7 +200,7 @@ def teaching_trajectories(
             z_sem, trajectories = make(numbers[start : start + size])
             computed.append(trajectories, z_sem, ids[start : start + size])
 
-    compute(invert, positions, [read.cases[i].id for i in positions], f"inverting {len(positions)} cases")
+    compute(invert, positions, [read.cases[i].id for i in positions], f"inverting {counted(len(positions), 'case')}")
     if num_mixed:
         names = [f"mixture {number}" for number in range(num_mixed)]
         compute(decode, range(num_mixed), names, f"decoding {num_mixed} mixed codes")

@@ -16,7 +16,7 @@ from monai_diffae.apps.training.plan import read_training_config
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.config import OF_ONE_SPLIT, build, check_image_size, check_rules, sequence_values
 from monai_diffae.data.progress import track, write_failures
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -104,7 +104,7 @@ def prepare(
         dataset.fill_cache()
         return Result(None, notes=[f"part {part} is prepared; when all are, run the command without --part"])
     failures = [*split.failures, *dataset.prepare().failures]
-    for index in track(range(0 if process.rank else len(dataset)), f"checking {len(dataset)} images"):
+    for index in track(range(0 if process.rank else len(dataset)), f"checking {counted(len(dataset), 'image')}"):
         dataset[index]
     list_of_failures = out / "failures.csv"
     if process.rank == 0:

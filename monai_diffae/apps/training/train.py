@@ -22,7 +22,7 @@ from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.folders import check_no_other_model, init_bundle, names_with_weights
 from monai_diffae.bundle.model_file import checksum, read_description
 from monai_diffae.data.progress import count_failures
-from monai_diffae.errors import ConfigError, find_diffae_error
+from monai_diffae.errors import ConfigError, counted, find_diffae_error
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
 
@@ -117,7 +117,7 @@ def training_result(
     folder: Path, failures: Path, num_failed: int, num_cases: int, next_line: str, is_strict: bool
 ) -> Result:
     """The result of a training, which is incomplete if too many cases failed: with ``is_strict`` any, else 10 %."""
-    line = f"{num_failed} of {num_cases} cases could not be used: see {failures.relative_to(folder)}"
+    line = f"{num_failed} of {counted(num_cases, 'case')} could not be used: see {failures.relative_to(folder)}"
     is_incomplete = num_failed > (0 if is_strict else _MOST_FAILED * num_cases)
     return Result(
         folder,

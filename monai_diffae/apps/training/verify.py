@@ -146,7 +146,7 @@ def _incomplete(checked: surveys.Verification) -> str | None:
     """How many scans cannot be used, and how many groups of twins are in different splits."""
     problems = []
     if num_failed := checked.count("failed"):
-        problems.append(f"{num_failed} of {len(checked.cases)} scans cannot be used")
+        problems.append(f"{num_failed} of {counted(len(checked.cases), 'scan')} cannot be used")
     if checked.twins is not None and (number := len(checked.twins.separated)):
         problems.append(f"{counted(number, 'group of twins')} {'is' if number == 1 else 'are'} in different splits")
     return ", and ".join(problems) or None
@@ -163,7 +163,7 @@ def survey_lines(survey: surveys.Survey) -> Iterator[str]:
     yield from table_lines(table)
     if survey.outliers:
         names = ", ".join(survey.outliers[:_MOST_OUTLIERS]) + (", ..." if len(survey.outliers) > _MOST_OUTLIERS else "")
-        yield f"{len(survey.outliers)} scans differ from the median by more than a factor of two: {names}"
+        yield f"{counted(len(survey.outliers), 'scan')} far from the median by more than a factor of two: {names}"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

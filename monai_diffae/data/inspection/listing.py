@@ -369,9 +369,10 @@ class Join:
         without_row = [case.id for case, row in zip(cases, self.rows, strict=True) if row is None]
         without_scan = [ids[row] for row in sorted({*range(len(ids))}.difference(self.rows))]
         num_joined = len(cases) - len(without_row)
-        yield f"{self.table}: {num_joined} of {len(cases)} scans have a row (joined by the column {self.id_column})"
+        scans = counted(len(cases), "scan")
+        yield f"{self.table}: {num_joined} of {scans} have a row (joined by the column {self.id_column})"
         if without_row:
-            yield f"{len(without_row)} scans have no row, so no labels: {_examples(without_row)}"
+            yield f"{counted(len(without_row), 'scan')} without a row, so without labels: {_examples(without_row)}"
         if without_scan:
             yield f"{len(without_scan)} rows have no scan: {_examples(without_scan)}"
 

@@ -20,7 +20,7 @@ from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, track
 from monai_diffae.data.scan_states import item_hash, scan_states
 from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
-from monai_diffae.errors import ScanError
+from monai_diffae.errors import ScanError, counted
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour
 
@@ -217,7 +217,7 @@ class Appearance:
 
 def look_at(cases: Sequence[Case], limit: int | None = None) -> Appearance:
     """Read the files of all cases, or of at most ``limit`` of them, and describe the scans."""
-    text = f"reading {len(cases)} scans to find twins"
+    text = f"reading {counted(len(cases), 'scan')} to find twins"
     shown = track(cases, text) if limit is None else spread_cases(cases, limit)
     return Appearance([read_case(case, is_complete=False) for case in shown])
 

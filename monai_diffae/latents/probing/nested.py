@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.latents.harmonization import LEAST_FITTED
 from monai_diffae.latents.neighbors import nearest_neighbors, numbered_groups
 from monai_diffae.latents.probing.probes import FittedProbe, Folds, Probe, ProbeModel, grouped_folds, inner_folds
@@ -262,8 +262,8 @@ def cross_validation_folds(target: Target, groups: NDArray[Any], seed: int = 0) 
     patients = len(np.unique(groups))
     if len(target.rows) < _MIN_CASES or patients < _MIN_PATIENTS:
         raise ConfigError(
-            f"target '{target.name}': {len(target.rows)} cases of {patients} patients are too few; "
-            f"at least {_MIN_CASES} cases of {_MIN_PATIENTS} patients are needed"
+            f"target '{target.name}': {counted(len(target.rows), 'case')} of {counted(patients, 'patient')} are too "
+            f"few; at least {_MIN_CASES} cases of {_MIN_PATIENTS} patients are needed"
         )
     return target, grouped_folds(target.values, groups, target.num_classes, seed)
 

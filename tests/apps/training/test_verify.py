@@ -53,7 +53,7 @@ def test_each_case_has_one_verdict_with_reason_and_remedy(cohort, tmp_path):
     assert verdicts["s2"] == ("ok", "", "")
     assert verdicts["cut"] == ("failed", "the compressed file ends early", "copy it again")
     assert verdicts["gone"] == ("failed", "there is no such file", "check the path")
-    assert verdicts["holes"][1] == "5 of its voxels are NaN or infinite"
+    assert verdicts["holes"][1] == "it has voxels that are NaN or infinite"
     assert verdicts["flat"][:2] == ("failed", "a 2D image among volumes")
     assert verdicts["huge"][0] == "doubtful"
     assert "factor of two" in verdicts["huge"][1]
@@ -64,7 +64,8 @@ def test_each_case_has_one_verdict_with_reason_and_remedy(cohort, tmp_path):
     lines = [*result.lines()]
     assert lines[0] == "13 scans: 8 ok, 1 doubtful, 4 failed"
     assert (
-        "failed: N of its voxels are NaN or infinite: 1 (holes); repair it, or set nonfinite to a fill value" in lines
+        "failed: it has voxels that are NaN or infinite: 1 (holes); repair it, or set nonfinite to a fill value"
+        in lines
     )
     assert any("1 group of twins in different splits: s0 (split train) and s7 (split test)" in line for line in lines)
     assert result.incomplete == "4 of 13 scans cannot be used, and 1 group of twins is in different splits"
