@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -325,7 +325,6 @@ def _fit_channels(path: Path, array: Voxels, channels: int | None, colour: Colou
         if float(np.ptp(array, axis=0).max()) <= _ROUNDING:
             array = array[:1]
         elif colour == "grey":
-            _warn_of_grey()
             array = np.tensordot(np.array(_LUMINANCE, np.float32), array, 1)[None]
     if len(array) == 1 and colour == "rgb":
         array = np.repeat(array, 3, axis=0)
@@ -335,11 +334,6 @@ def _fit_channels(path: Path, array: Voxels, channels: int | None, colour: Colou
         todo = "set colour=grey, train on rgb, or convert it" if is_colour else "convert it, or train a model for them"
         raise problem(path, text, todo)
     return array
-
-
-@cache
-def _warn_of_grey() -> None:
-    logger.warning("colour images are converted to grey; train with --colour rgb to keep their colours")
 
 
 def _fit_values(path: Path, array: Voxels, nonfinite: NonFinite) -> Voxels:

@@ -195,7 +195,8 @@ class FirstHour:
     def _plan(self, listed: Any) -> tuple[plans.Plan, str]:
         """The plan, of slices where volumes would be too few or too coarse, and a remark on what is lost."""
         planning: dict[str, Any] = {"cohort": self.table, "minutes": self.hour.minutes}
-        planning |= {"device": self.hour.device, "sequences": self.hour.sequences}
+        colour = "grey" if listed.appearance.colour else None
+        planning |= {"device": self.hour.device, "sequences": self.hour.sequences, "colour": colour}
         has_volumes, num_patients = bool(listed.appearance.of_dims(3)), listed.listing.num_patients
         lost = "a 3D model would see too few volumes"
         if not has_volumes or num_patients >= _FEWEST_PATIENTS:

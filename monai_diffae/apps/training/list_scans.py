@@ -99,6 +99,6 @@ def list_scans(
         table,
         {"table": str(table), **listing.figures(), **appearance.figures(), **found},
         [*listing.lines(), *appearance.lines(), *(() if report is None else report.lines())],
-        next=[f"next: {command_line('plan', {'cohort': table})}"],
+        next=[f"next: {command_line('plan', {'cohort': table, 'colour': 'grey' if appearance.colour else None})}"],
         content={"listing": listing, "appearance": appearance},
     )

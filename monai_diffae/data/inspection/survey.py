@@ -198,7 +198,7 @@ class Appearance:
             yield f"{len(volumes)} {scans} volumes: {size}, voxels of {spacing} mm"
         if self.colour:
             count = f"{len(self.colour)} are in colour{count_by_label(self.colour, cases)}"
-            yield f"{count}: they are converted to grey; train with --colour rgb to keep their colours"
+            yield f"{count}: train with --colour grey or --colour rgb, or they are left out"
         if images and volumes:
             yield "2D images and volumes are mixed: a 3D model leaves the images out, a 2D model slices the volumes"
         if failures:
@@ -403,7 +403,7 @@ def _unlike(reading: Reading, dims: int, channels: int) -> Iterator[Finding]:
         yield Finding(reason, reason, "use a cohort of its own for it, unless its slices are like the images")
     if reading.channels == 3 != channels:
         reason = "a colour image among grey ones"
-        yield Finding(reason, reason, "it is converted to grey; train with --colour rgb to keep its colours")
+        yield Finding(reason, reason, "train with --colour grey or rgb, or convert it")
     elif reading.channels != channels:
         reason = f"it has {reading.channels} channels, but most have {channels}"
         yield Finding(_kind(reason), reason, "convert it, or use a cohort of its own for it")

@@ -186,11 +186,11 @@ def p_value(
 
 
 def is_above_chance(row: Mapping[str, Any], num_labels: int = 1) -> bool:
-    """Whether ``score`` is above chance: by ``p``, or where it is not known, by ``low``, the end of the interval."""
+    """Whether ``score`` is above chance: by ``p``, or by ``low``, the lower end of its interval."""
     chance, p = CHANCE[row["metric"]], row.get("p")
-    if p is None or row["score"] is None:
-        return row["low"] is not None and row["low"] > chance
-    return bool(row["score"] > chance and p < 0.05 / num_labels)
+    if row["score"] is None or row["score"] <= chance:
+        return False
+    return bool((row["low"] is not None and row["low"] > chance) or (p is not None and p < 0.05 / num_labels))
 
 
 def _permutations(member: NDArray[np.intp], generator: np.random.Generator) -> Iterator[NDArray[np.intp]]:
