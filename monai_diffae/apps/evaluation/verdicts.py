@@ -116,24 +116,26 @@ def _claim(row: Row, baseline: Row | None) -> Verdict:
 
 def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     target, metric, name, patients = row["target"], row["metric"], row["features"], _patients(row)
-    effect, against = _WORTH_FINDING[metric], ""
+    effect, against, shown = _WORTH_FINDING[metric], "", None
     if baseline is not None and _predicts(baseline, num_labels):
-        against = f"{baseline['features']} predicts it: {_score(baseline)}."
+        against, shown = f"{baseline['features']} predicts it: {_score(baseline)}.", baseline
+    elif baseline is not None:
+        against = f"Nor is it clear for {baseline['features']}: {_score(baseline)}."
     share = min((row.get("num_rarest") or row["num_patients"] / 2) / row["num_patients"], 0.5)
     needed = patients_needed(metric, share, row["num_folds"], num_labels)
     is_enough = needed <= row["num_patients"]
-    is_worse = bool(against and baseline and (baseline["difference_high"] or 0) < 0)
+    is_worse = shown is not None and (shown["difference_high"] or 0) < 0
     if is_worse or (is_enough and row["high"] is not None and row["high"] < effect):
         sentence = f"{name} hardly predicts {target}, if at all: {_score(row)}, {patients}."
-        advice = (
-            _instead(baseline) if against and baseline else "perhaps the images do not show it; or train for longer"
-        )
+        advice = "perhaps the images do not show it; or train for longer"
+        if shown is not None:
+            advice = f"the images show it: {_instead(shown)}"
         return Verdict(target, "hardly", sentence, advice, against)
     sentence = f"It is not clear whether {name} predicts {target}: {_score(row)}, {patients}"
     if num_labels > 1 and _predicts(row, 1):
         sentence += f"; one of {num_labels} labels can look like this by chance"
-    if against and baseline:
-        advice = f"the images show it: {_instead(baseline)}"
+    if shown is not None:
+        advice = f"the images show it: {_instead(shown)}"
     elif row.get("where") and row["score"] is None:
         advice = f"collect scans of each class of {target} from at least two values of {row['nuisance']}"
     elif is_enough:

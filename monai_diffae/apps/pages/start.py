@@ -24,7 +24,7 @@ from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import are_patients_known
 from monai_diffae.data.scan_states import cohort_fingerprint
-from monai_diffae.errors import ConfigError, OtherResultsError, counted
+from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -204,7 +204,13 @@ class FirstHour:
             lost = _lost_detail(plan)
             if not lost or num_patients >= _FEW_PATIENTS:
                 return plan, lost and f"Fine detail is lost: {lost}; give more minutes."
-        plan = self.steps.prepare("Plan the training on slices", "plan", **planning, **_SLICES).plan
+        try:
+            plan = self.steps.prepare("Plan the training on slices", "plan", **planning, **_SLICES).plan
+        except CohortError as error:  # the first slices are those at the end of a volume, which may be empty
+            if num_patients < _FEWEST_PATIENTS:
+                raise
+            logger.warning("slices cannot be used: %s", error)
+            return plan, f"Fine detail is lost: {lost}; give more minutes."
         pooled = "A volume's z_sem is the mean of its slices; reconstructions and edits show one of them."
         return plan, f"The model is trained on slices: {lost}. {pooled}"
 

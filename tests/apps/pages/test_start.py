@@ -3,7 +3,10 @@
 import json
 import shlex
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -149,3 +152,37 @@ def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(pictures, tmp
     listed = hour.steps.outcomes[0]
     assert "group_duplicates" not in listed.step.arguments
     assert len(listed.result.twins["separated"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_patients", "voxel_mm", "error", "bundle", "remark"),
+    [
+        (30, 3, None, "3d", ""),  # fine enough
+        (30, 8, None, "2d", "The model is trained on slices: in the given time, a 3D model has voxels of 8 x 8 x 8 mm"),
+        (
+            30,
+            8,
+            CohortError("v: constant"),
+            "3d",
+            "Fine detail is lost: in the given time",
+        ),  # slices of masks are empty
+        (300, 8, None, "3d", "Fine detail is lost: in the given time"),
+    ],
+)
+def test_coarse_voxels_of_few_volumes_lead_to_slices_or_to_a_remark(num_patients, voxel_mm, error, bundle, remark):
+    def prepare(title, command, **arguments):
+        if "bundle" in arguments and error is not None:
+            raise error
+        survey = SimpleNamespace(spacings_mm=np.ones((5, 3)))
+        name = "2d" if "bundle" in arguments else "3d"
+        return SimpleNamespace(
+            plan=SimpleNamespace(settings={"spacing_mm": [voxel_mm] * 3}, survey=survey, bundle=name)
+        )
+
+    hour = FirstHour(Path("scans"), Path("out"), Hour())
+    hour.steps = SimpleNamespace(prepare=prepare)
+    appearance = SimpleNamespace(colour=[], of_dims=lambda dims: [dims])
+    plan, said = hour._plan(SimpleNamespace(appearance=appearance, listing=SimpleNamespace(num_patients=num_patients)))
+    assert plan.bundle == bundle
+    assert said.startswith(remark)
+    assert bool(said) == bool(remark)
