@@ -326,7 +326,7 @@ class ModelCase(CaseSpace):
         """Write an array ``[C, *native S]`` in the scan's space, with the scan's affine to the bit.
 
         Args:
-            path: ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.png``. PNG takes intensities of a picture, clipped to 0..255.
+            path: ``.nii``, ``.nii.gz``, ``.nrrd`` or ``.png``. PNG takes intensities, clipped to 0..255, but no maps.
             array: as the methods ``back...`` return it.
             dtype: data type of the file; None: the array's, or uint8 for PNG. Values are rounded to integers.
 

@@ -169,6 +169,8 @@ class Answer:
             return None
         suffix, array = suffix or (".png" if self.is_picture else ".nii.gz"), self.array
         check_choice("result_extension", suffix, _SUFFIXES)
+        if suffix == ".png" and not self.is_picture and array.dtype.kind == "f":
+            raise ConfigError("result_extension: PNG cannot hold a map; use .nii.gz or .nrrd")
         if suffix == ".png" and self.is_picture:
             array = np.clip(np.round(array), 0, 255).astype(np.uint8)
         if dtype_name not in (None, array.dtype.name):

@@ -89,9 +89,9 @@ def test_sections_close_open_and_are_reached_by_keys(reported, open_page):
     page.locator("h1").click()
     page.keyboard.press("j")
     page.keyboard.press("j")
-    assert page.evaluate("document.activeElement.closest('details').id") == "associations"
+    assert page.evaluate("document.activeElement.closest('details').id") == "edits"
     page.keyboard.press("k")
-    assert page.evaluate("document.activeElement.closest('details').id") == "probes"
+    assert page.evaluate("document.activeElement.closest('details').id") == "reconstructions"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
