@@ -50,8 +50,9 @@ def test_every_section_is_there_in_order_and_open(reported, page_reader):
     assert len(page.all("svg")) > 5
 
 
-def test_the_numbers_are_those_of_the_commands(reported, page_reader):
+def test_the_numbers_are_those_of_the_commands(reported, labelled, page_reader):
     text = page_reader(reported.page).text
+    assert text.split()[0] == labelled.cohort.stem  # the title
     made = pd.read_csv(reported.folder / "reconstructions" / "reconstructions.csv")
     assert f"{made['psnr_z_sem'].mean():.1f} dB" in text
     assert f"from both codes {made['psnr_x_T'].mean():.1f} dB" in text

@@ -20,7 +20,7 @@ from monai_diffae.apps.pages.data import ReportData, find_examples, find_positiv
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
 from monai_diffae.apps.pages.images import ReportImages, _write_strips, enlarged
 from monai_diffae.apps.pages.scores import quality_values
-from monai_diffae.apps.pages.sections import Report, Section, scanner_section
+from monai_diffae.apps.pages.sections import Report, Section, association_section, scanner_section
 from monai_diffae.apps.settings import PageRun
 from monai_diffae.apps.synthesis.reconstruct import reconstruct
 from monai_diffae.pictures import shown, three_planes
@@ -220,6 +220,16 @@ def test_the_rarest_unusual_class_is_compared_with_the_rest():
     assert find_positive(table(sex=["F", "M"]), "sex", towards="F") == "F"
     assert find_positive(table(tumour=["no tumour", "glioma"]), "tumour") == "glioma"
     assert find_positive(table(grade=[1.0, 2.0, 3.0]), "grade") is None
+
+
+def test_the_column_of_effects_is_filled(tmp_path):
+    one = {"variable": "age", "contrast": "per 1", "component": 2, "share": 0.5, "p": 0.01, "q": 0.01}
+    rows = [{**one, "effect": 0.7654, "low": 0.7, "high": 0.8}, {**one, "effect": None}]
+    results = {"associations": SimpleNamespace(strongest=rows, num_tests=2, num_significant=2)}
+    model = SimpleNamespace(outcomes={"associations": SimpleNamespace(error=None)}, result=results.get)
+    model.folder, model.lines = tmp_path, lambda *steps: []
+    shown = association_section(Report([model])).values["rows"]
+    assert [row["effect"] for row in shown] == [{"value": "0.765", "low": "0.7", "high": "0.8"}, "F test"]
 
 
 def test_the_scanner_has_a_section_if_its_column_was_given(page_reader, tmp_path):
