@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from monai_diffae.bundle.code import components, strings
 from monai_diffae.data.fingerprints import json_digest
-from monai_diffae.errors import ConfigError, DiffAEError, MachineError, find_error, one_line, quoted, shortened
+from monai_diffae.errors import ConfigError, DiffAEError, MachineError, counted, find_error, one_line, quoted, shortened
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour, Doubtful, OnBadScan, OtherGrids, Region, Uneven
 
@@ -120,7 +120,7 @@ def check_image_size(
     if widest is not None and widest.num_groups == widest.num_channels and [*image_size] == divisors:
         raise ConfigError(
             f"{given}; the network's last level would be one pixel of "
-            f"{widest.num_channels} channels, too few to normalise; use a larger image_size, or fewer levels"
+            f"{counted(widest.num_channels, 'channel')}, too few to normalise; use a larger image_size, or fewer levels"
         )
 
 

@@ -123,7 +123,7 @@ def check_run(file: str = TRAIN) -> None:
             raise ConfigError("encoder_sequences: this encoder sees what the decoder makes; omit them, or the overlay")
         sequences, channels = parser.get("sequences", []), parser.get("in_channels")
         if sequences and channels not in (1, len(sequences)):
-            raise ConfigError(f"in_channels: is {channels}, but there are {len(sequences)} sequences; omit it")
+            raise ConfigError(f"in_channels: is {channels}, not the number of sequences, {len(sequences)}; omit it")
         parser.update(sequence_values(sequences, encoder_sequences))
     check_config_of_run(parser.get())
     for key in without_effect(parser.get(), workflow.run_id) if workflow else ():

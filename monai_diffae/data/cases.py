@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from monai_diffae.data.atomic import disk_errors
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
+from monai_diffae.errors import CohortError, ConfigError, counted, quoted, shortened
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import MISSING_WORDS, Ids, PathLike
 
@@ -255,7 +255,8 @@ def _as_numbers(name: str, cells: list[str]) -> list[Label]:
             continue
         if marks:
             count = sum(texts[mark] for mark in marks)
-            logger.warning("label '%s': %d cells such as %s count as missing numbers", name, count, marks[0])
+            text = "label '%s': %s such as %s taken for missing numbers"
+            logger.warning(text, name, counted(count, "cell"), marks[0])
         break
     return [values[cell] for cell in cells]
 

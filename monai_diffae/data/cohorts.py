@@ -22,7 +22,7 @@ from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
 from monai_diffae.data.sequences import channel_names, with_channels, with_sequences
-from monai_diffae.errors import CohortError, ConfigError, quoted, shortened
+from monai_diffae.errors import CohortError, ConfigError, counted, quoted, shortened
 from monai_diffae.policies import MISSING_WORDS, PathLike
 
 logger = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ def _columns(path: Path, header: list[str], lines: Iterable[tuple[int, list[str]
     if short:
         others = f" (and {len(short) - 1} more lines are short)" if len(short) > 1 else ""
         advice = "the missing cells count as empty, so check that the table is complete"
-        warn_once(path, f"{short[0]}, but there are {width} columns{others}; {advice}")
+        warn_once(path, f"{short[0]}, but the table has {counted(width, 'column')}{others}; {advice}")
     return {name: column for name, column in zip(header, columns, strict=True) if name}
 
 

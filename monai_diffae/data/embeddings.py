@@ -15,7 +15,7 @@ from pyarrow.parquet import read_schema
 
 from monai_diffae.data.cases import MISSING_WORDS, SplitOrigin, as_labels, marks_twins
 from monai_diffae.data.fingerprints import digest
-from monai_diffae.errors import CohortError, ConfigError
+from monai_diffae.errors import CohortError, ConfigError, counted
 from monai_diffae.policies import Features, PathLike
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ def read_embeddings(path: PathLike) -> pd.DataFrame:
         raise CohortError(f"{path.name}: {error}") from error
     if "id" in table and "patch" not in table and (num_double := int(table["id"].duplicated().sum())):
         logger.warning(
-            "%s: %d rows have the id of another row, and count as further cases; keep one row per case",
+            "%s: %s with the id of another row, taken for further cases; keep one row per case",
             path.name,
-            num_double,
+            counted(num_double, "row"),
         )
     if encoder_name(table) == "harmonized":
         kept = "".join(

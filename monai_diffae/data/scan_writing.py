@@ -26,7 +26,7 @@ from monai_diffae.data.formats.dicom_pixels import is_grey, is_inverted, lenient
 from monai_diffae.data.formats.dicom_planes import FRAMES, SHARED, Stack
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import Voxels
-from monai_diffae.errors import ConfigError, problem
+from monai_diffae.errors import ConfigError, counted, problem
 from monai_diffae.policies import PathLike, Range
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,8 @@ def _as_type(
     limits, rounded = np.iinfo(dtype), np.round((values.astype(np.float64) - intercept) / slope)
     num_clipped = int(((rounded < limits.min) | (rounded > limits.max)).sum())
     if num_clipped:
-        logger.warning("%s: %d voxels do not fit into %s and were clipped", path.name, num_clipped, dtype)
+        text = "%s: %s clipped to the range of %s"
+        logger.warning(text, path.name, counted(num_clipped, "voxel"), dtype)
     highest = np.nextafter(float(limits.max), 0) if dtype.itemsize == 8 else limits.max  # float64 cannot hold 2^63 - 1
     return np.clip(rounded, limits.min, highest).astype(dtype)
 

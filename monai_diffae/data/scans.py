@@ -34,7 +34,7 @@ from monai_diffae.data.formats.scan import (
     warn_once,
 )
 from monai_diffae.data.scan_writing import write_scan
-from monai_diffae.errors import ConfigError, DiffAEError, ScanError, problem
+from monai_diffae.errors import ConfigError, DiffAEError, ScanError, counted, problem
 from monai_diffae.policies import Colour, Doubtful, OtherGrids, PathLike, Uneven, check_choice
 
 __all__ = [
@@ -153,7 +153,9 @@ def _read(path: PathLike) -> Scan:
 def one_channel(scan: Scan, file: Path, channel: int) -> Scan:
     """One channel of a scan, as a scan."""
     if channel >= len(scan.array):
-        raise problem(file, f"it has {len(scan.array)} channels, so none with number {channel}", "count from 0")
+        raise problem(
+            file, f"it has {counted(len(scan.array), 'channel')}, so none with number {channel}", "count from 0"
+        )
     return replace(scan, array=scan.array[channel : channel + 1])
 
 
@@ -275,7 +277,7 @@ def fit_scan(name: Path, scan: Scan, needs: ScanNeeds) -> Scan:
     if scan.header is None or len(scan.array) == 1:
         scan.array = _fit_channels(name, scan.array, needs.channels, needs.colour)
     elif needs.channels not in (None, len(scan.array)):
-        wrong = f"it has {len(scan.array)} channels, expected {needs.channels}"
+        wrong = f"it has {counted(len(scan.array), 'channel')}, expected {needs.channels}"
         raise problem(name, wrong, f"choose one, e.g. {CHANNEL}0 after the file's name, or list its sequences")
     scan.array = _fit_values(name, scan.array, needs.nonfinite)
     return scan
@@ -307,7 +309,9 @@ def check_colour(colour: Colour, channels: int) -> None:
     """Raise an error if ``colour`` does not go with the number of channels of the model."""
     needed = {"grey": 1, "rgb": 3}.get(colour, channels)
     if needed != channels:
-        raise ConfigError(f"colour: {colour} has {needed} channels, but in_channels is {channels}; choose another")
+        raise ConfigError(
+            f"colour: {colour} has {counted(needed, 'channel')}, but in_channels is {channels}; choose another"
+        )
 
 
 def _fit_dims(path: Path, scan: Scan, spatial_dims: int | None) -> Scan:
@@ -330,7 +334,7 @@ def _fit_channels(path: Path, array: Voxels, channels: int | None, colour: Colou
         array = np.repeat(array, 3, axis=0)
     if channels is not None and len(array) != channels:
         is_colour = len(array) == 3 and channels == 1
-        text = f"it has {len(array)} channels{' (colour)' if is_colour else ''}, expected {channels}"
+        text = f"it has {counted(len(array), 'channel')}{' (colour)' if is_colour else ''}, expected {channels}"
         todo = "set colour=grey, train on rgb, or convert it" if is_colour else "convert it, or train a model for them"
         raise problem(path, text, todo)
     return array
@@ -341,7 +345,8 @@ def _fit_values(path: Path, array: Voxels, nonfinite: NonFinite) -> Voxels:
     if num_bad and nonfinite == "error":
         raise problem(path, "it has voxels that are NaN or infinite", "repair it, or set nonfinite to a fill value")
     if num_bad:
-        logger.warning("%s: %d NaN or infinite voxels were replaced with %g", path.name, num_bad, nonfinite)
+        text = "%s: %s, NaN or infinite, replaced with %g"
+        logger.warning(text, path.name, counted(num_bad, "voxel"), nonfinite)
         array = np.where(np.isfinite(array), array, np.float32(nonfinite))
     if array.min() == array.max():
         wrong = f"every voxel has the same value ({float(array.flat[0]):g})"

@@ -33,7 +33,7 @@ from monai_diffae.data.cases import Case
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.diffusion.noise import image_noise
-from monai_diffae.errors import ConfigError, one_line
+from monai_diffae.errors import ConfigError, counted, one_line
 from monai_diffae.explorer.atlas import Atlas, scores_of
 from monai_diffae.explorer.studio import Check, ModelWorker, Studio, shown_arrays
 from monai_diffae.latents.representation import warn_if_unused
@@ -138,7 +138,8 @@ def open_exploration(caller: Caller, out: Path, directions: Sequence[Path], num_
     atlas = Atlas.open(embeddings, session.cohort.cases, num_components)
     num_missing = len(session.cohort.cases) - len(atlas.cases)
     if num_missing:
-        logger.warning("%d cases of the cohort are not in %s, and not on the map", num_missing, embeddings.name)
+        text = "%s of the cohort not in %s, and not on the map"
+        logger.warning(text, counted(num_missing, "case"), embeddings.name)
     studio = Studio(session, Axes(lines, atlas.components))
     seconds = studio.warm_up()
     logger.info("one network evaluation takes %.0f ms: previews take %d", 1000 * seconds, studio.preview_steps)

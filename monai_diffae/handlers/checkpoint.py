@@ -24,7 +24,7 @@ from monai_diffae.bundle.training import TrainingDescription
 from monai_diffae.data.atomic import write_atomic, write_json
 from monai_diffae.data.tensor_files import read_torch_file, save_tensors
 from monai_diffae.engines.trainer import TrainingEvents, diverged
-from monai_diffae.errors import ConfigError, DiffAEError
+from monai_diffae.errors import ConfigError, DiffAEError, counted
 from monai_diffae.handlers.validation import Validation, is_of_probes
 from monai_diffae.handlers.weights import EMA, WeightMonitor, lay_out_like_parameters, set_rates, set_schedule_back
 
@@ -250,7 +250,7 @@ class CheckpointKeeper:
         state, saved = engine.state, checkpoint["trainer"]
         if saved["epoch_length"] != state.epoch_length:
             raise ConfigError(
-                f"{path.name}: was trained with {saved['epoch_length']} steps per epoch, but this run has "
+                f"{path.name}: was trained with {counted(saved['epoch_length'], 'step')} per epoch, but this run has "
                 f"{state.epoch_length}; use the same data and batch_size, or another output_dir"
             )
         rates = [(group["initial_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
@@ -290,9 +290,9 @@ class CheckpointKeeper:
         self._weights.remember()
         self._lock.release()
         logger.info(
-            "training is complete after %d steps; nothing to do. Increase %s to train further, choose another "
+            "training is complete after %s; nothing to do. Increase %s to train further, choose another "
             "output_dir, or set overwrite to start again",
-            iteration,
+            counted(iteration, "step"),
             limit,
         )
 

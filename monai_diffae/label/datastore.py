@@ -191,9 +191,8 @@ class FolderDatastore(CheckedWrites, LocalDatastore):
         self._nested = {path: id for id, path in scans if path == "." or "/" in path or dicom.SERIES in path}
         if len(self._scans) < len(scans):
             logger.warning(
-                "%d scans have the id of another scan and are ignored (ids have no suffix, and _ instead of /); rename "
-                "them",
-                len(scans) - len(self._scans),
+                "%s with the id of another scan, ignored (ids have no suffix, and _ instead of /); rename them",
+                counted(len(scans) - len(self._scans), "scan"),
             )
 
     def _to_id(self, file: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, stats
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.latents.neighbors import numbered_groups
 from monai_diffae.latents.statistics import Floats
 
@@ -161,7 +161,7 @@ class _Design:
         x = _independent(variable, order, basis, "the variable")
         num_groups, num_coefficients = int(member.max()) + 1, basis.shape[1] + x.shape[1]
         if num_groups <= num_coefficients:
-            raise ConfigError(f"{num_groups} patients are too few for {num_coefficients} coefficients")
+            raise ConfigError(f"too few patients, {num_groups}, for {counted(num_coefficients, 'coefficient')}")
         return cls(order, np.bincount(member), basis, x, np.asarray(np.linalg.pinv(x).T, np.float64))
 
     def bias_reduced(self) -> tuple[Floats, float]:

@@ -333,7 +333,9 @@ def fit_direction(
     codes = float64_codes(z, num_least=2)
     for name, values in {"labels": labels, "groups": groups}.items():
         if values is not None and len(values) != len(codes):
-            raise ConfigError(f"{name}: there are {len(values)} for {len(codes)} cases of z_sem; give one per case")
+            raise ConfigError(
+                f"{name}: there are {len(values)} for {counted(len(codes), 'case')} of z_sem; give one per case"
+            )
     labelled = read_line_target(labels, target, positive, kind)
     used = labelled if max_cases is None else labelled.balanced_choice(max_cases, seed)
     members = np.arange(len(codes)) if groups is None else numbered_groups(list(groups))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from torch import Tensor, nn
 
-from monai_diffae.errors import ConfigError
+from monai_diffae.errors import ConfigError, counted
 from monai_diffae.networks.group_norm import ChannelsLastGroupNorm, has_faster_backward
 
 
@@ -75,8 +75,8 @@ def check_images(x: Tensor, spatial_dims: int, channels: int | None, divisors: S
         raise ConfigError(f"{name} has the shape {tuple(x.shape)}: a {spatial_dims}D network takes {shape}")
     if channels is not None and x.shape[1] != channels:
         raise ConfigError(
-            f"{name} has {x.shape[1]} channels: the network was built for {channels}; use images like those of its "
-            "training"
+            f"{name} has {counted(x.shape[1], 'channel')}: the network was built for {channels}; "
+            "use images like those of its training"
         )
     size = tuple(x.shape[2:])
     if any(s % d or s == 0 for s, d in zip(size, divisors, strict=True)):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError, counted, quoted
 
 
 class EncoderAdapter(nn.Module):
@@ -66,8 +66,8 @@ class EncoderAdapter(nn.Module):
         super().__init__()
         if in_channels not in (1, channels):
             raise ConfigError(
-                f"in_channels is {in_channels}: {type(network).__name__} takes {channels} channels, or one that is "
-                "repeated; change the images, or channels"
+                f"in_channels is {in_channels}: {type(network).__name__} takes {counted(channels, 'channel')}, or "
+                "one that is repeated; change the images, or channels"
             )
         self.low, self.high = _checked_range(model_range)
         self.in_channels = in_channels
@@ -102,8 +102,8 @@ class EncoderAdapter(nn.Module):
         """Features (B, F) of images (B, in_channels, *S), before the projection."""
         if not torch.jit.is_scripting() and x.shape[1] != self.in_channels:
             raise ConfigError(
-                f"the image to encode has {x.shape[1]} channels: the encoder was built for {self.in_channels}; use "
-                "images like those of its training"
+                f"the image to encode has {counted(x.shape[1], 'channel')}: the encoder was built for "
+                f"{self.in_channels}; use images like those of its training"
             )
         features = self.network(self.prepare(x))
         if isinstance(features, (tuple, list)):
@@ -161,7 +161,7 @@ def _checked_range(model_range: Sequence[float]) -> tuple[float, float]:
 def _per_channel(name: str, values: float | Sequence[float], channels: int) -> Tensor:
     numbers = [float(values)] * channels if isinstance(values, (int, float)) else [float(v) for v in values]
     if len(numbers) != channels:
-        raise ConfigError(f"{name} has {len(numbers)} numbers; give one, or one for each of the {channels} channels")
+        raise ConfigError(f"{name} has {counted(len(numbers), 'number')}; give one, or one per channel ({channels})")
     if name == "std" and min(numbers) <= 0:
         raise ConfigError(f"std is {numbers}; it must be above 0")
     return torch.tensor(numbers)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from monai_diffae.data.formats.axes import ras_orientation
 from monai_diffae.data.formats.scan import MAX_BYTES, Floats
-from monai_diffae.errors import ConfigError, ScanError
+from monai_diffae.errors import ConfigError, ScanError, counted
 from monai_diffae.policies import Range, Region, check_choice
 from monai_diffae.transforms.reading import Item
 
@@ -336,5 +336,7 @@ class ToModelRanged(MapTransform, InvertibleTransform):
 
     def _per_channel(self, values: Sequence[Any], channels: int) -> Sequence[Any]:
         if len(values) not in (1, channels):
-            raise ConfigError(f"intensity: {len(values)} values for {channels} channels; give one, or one per channel")
+            raise ConfigError(
+                f"intensity: {len(values)} values for {counted(channels, 'channel')}; give one, or one per channel"
+            )
         return [*values] * channels if len(values) == 1 else values

@@ -22,7 +22,7 @@ from monai_diffae.data.formats.scan import Floats
 from monai_diffae.data.masks import read_mask
 from monai_diffae.data.scan_states import file_state
 from monai_diffae.data.scans import Scan, ScanNeeds, check_colour, on_grid, one_channel, read_scan, scan_of_array
-from monai_diffae.errors import ScanError, problem
+from monai_diffae.errors import ScanError, counted, problem
 from monai_diffae.policies import Colour, Doubtful, OtherGrids, Uneven, check_choice
 
 Item = dict[Any, Any]
@@ -124,7 +124,7 @@ class ReadScand(MapTransform):
         if index is not None:
             needs = replace(needs, spatial_dims=None)
         if len(images) not in (1, channels):
-            wrong = f"the case has {len(images)} sequences, but the model takes {channels}"
+            wrong = f"the case has {counted(len(images), 'sequence')}, but the model takes {channels}"
             raise problem(images[0] if _is_path(images[0]) else key, wrong, "choose them with sequences")
         if not all(map(_is_path, images)):
             scan = _stacked([key] * len(images), [_scan(image, key, needs) for image in images], self.other_grids)

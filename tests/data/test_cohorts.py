@@ -212,8 +212,8 @@ def test_lines_that_end_early_and_patients_called_na_are_named(tmp_path, caplog)
     assert [case.labels["age"] for case in read_cohort(cut)] == [41, None]
     assert [case.patient for case in read_cohort(table(tmp_path, "image,patient\na.png,NA\nb.png,NA\n"))] == ["NA"] * 2
     assert caplog.messages == [
-        "cohort.csv: line 3 has 2 cells, but there are 4 columns; the missing cells count as empty, so check that the "
-        "table is complete",
+        "cohort.csv: line 3 has 2 cells, but the table has 4 columns; the missing cells count as empty, so check that "
+        "the table is complete",
         "cohort.csv: 2 cases have the patient 'NA', and count as one patient; leave the cell empty if their patients "
         "are unknown",
     ]
@@ -260,7 +260,7 @@ def test_the_types_of_labels(caplog):
     assert caplog.messages == [
         "label 'age': is read as text, because numbers such as 41,5 have a comma; write points, or separate the "
         "columns by semicolons",
-        "label 'psa': 1 cells such as - count as missing numbers",
+        "label 'psa': 1 cell such as - taken for missing numbers",
         "label 'dose': is read as text, because 1 of 3 values cannot be read as numbers, the first in row 3, "
         "'1.040,5'; correct or empty such cells",
         "label 'volume': is read as text, because numbers such as 1.040,5 have a comma; write points, or separate the "

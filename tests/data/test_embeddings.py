@@ -110,5 +110,5 @@ def test_rows_that_occur_twice_are_warned_of(tmp_path, caplog):
         each.to_parquet(tmp_path / f"{name}.parquet")
         read_embeddings(tmp_path / f"{name}.parquet")
     assert caplog.messages == [
-        "twice.parquet: 2 rows have the id of another row, and count as further cases; keep one row per case"
+        "twice.parquet: 2 rows with the id of another row, taken for further cases; keep one row per case"
     ]

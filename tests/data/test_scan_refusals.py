@@ -190,7 +190,7 @@ def test_wrong_dimensions_and_channels(tmp_path):
     assert "4D" in refusal(tmp_path / "four.nrrd")
     volume = save_nifti(tmp_path / "three.nii.gz")
     assert "expected a 2D image" in refusal(volume, spatial_dims=2)
-    assert "1 channels, expected 2" in refusal(volume, channels=2)
+    assert "1 channel, expected 2" in refusal(volume, channels=2)
     Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "two.png")
     assert "expected a 3D volume" in refusal(tmp_path / "two.png", spatial_dims=3)
     flat = save_nifti(tmp_path / "flat.nii.gz", values(6, 7, 1))
@@ -212,7 +212,7 @@ def test_values_that_cannot_be_used(tmp_path, caplog):
     assert "voxels that are NaN" in line
     assert "nonfinite" in line
     assert read_scan(path, ScanNeeds(nonfinite=-1.0)).array[0, 1, 1, 1] == -1
-    assert "3 NaN or infinite voxels" in caplog.text
+    assert "3 voxels, NaN or infinite" in caplog.text
     assert "same value" in refusal(save_nifti(tmp_path / "one.nii.gz", np.ones((4, 4, 4), np.float32)))
     Image.new("L", (4, 4), 7).save(tmp_path / "one.png")
     assert "same value (7)" in refusal(tmp_path / "one.png")

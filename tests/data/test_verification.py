@@ -120,7 +120,7 @@ def readings_of(*values):
         ([_VOLUME, _VOLUME, _IMAGE], "failed", "a 2D image among volumes"),
         ([_IMAGE, _IMAGE, _VOLUME], "doubtful", "a volume among 2D images"),
         ([_IMAGE, _IMAGE, _COLOUR], "doubtful", "a colour image among grey ones"),
-        ([_COLOUR, _COLOUR, _IMAGE], "doubtful", "it has N channels, but most have N"),
+        ([_COLOUR, _COLOUR, _IMAGE], "doubtful", "another number of channels than most"),
         ([{"error": "a.nii: it is bad; x"}, {"error": "b.nii: it is bad; x"}, _VOLUME], "ok", ""),
     ],
 )

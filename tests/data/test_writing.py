@@ -142,7 +142,7 @@ def test_values_that_do_not_fit_are_clipped_and_counted(tmp_path, caplog):
     for suffix in (".nrrd", ".nii"):
         path = write_scan(tmp_path / f"a{suffix}", array, dtype=np.uint8)
         assert sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T.ravel().tolist() == [0, 0, 2, 255, 255, 255]
-        assert f"a{suffix}: 3 voxels do not fit into uint8 and were clipped" in caplog.text
+        assert f"a{suffix}: 3 voxels clipped to the range of uint8" in caplog.text
     largest = write_scan(tmp_path / "b.nrrd", array * 0 + 1e30, dtype=np.int64)
     assert sitk.GetArrayFromImage(sitk.ReadImage(str(largest))).min() > 9.2e18  # not wrapped to negative numbers
     write_scan(tmp_path / "a.png", np.array([[[-2.0, -1, 0, 1, 2]]]), value_range=(-1, 1))

@@ -66,7 +66,7 @@ def test_files_with_the_same_name_are_counted(tmp_path, volumes, pictures, caplo
     shutil.copy(next(iter(pictures.values())), tmp_path / "doe.jpeg")
     with caplog.at_level(logging.WARNING, "monai_diffae"):
         assert FolderDatastore(str(tmp_path)).list_images() == ["doe"]
-    assert "1 scans have the id of another scan" in caplog.text
+    assert "1 scan with the id of another scan" in caplog.text
 
 
 def test_ids_and_tags_do_not_lead_out_of_the_folder(studies, label, save, tmp_path):

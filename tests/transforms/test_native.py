@@ -242,7 +242,7 @@ def test_values_that_do_not_fit_the_type_of_the_scan_get_one_that_holds_them(tmp
     assert "clipped" not in caplog.text
     mask = nib.load(write_native(tmp_path / "b.nii", array, scan, np.uint8))
     assert np.asarray(mask.dataobj)[0, 0, :3].tolist() == [0, 255, 7]
-    assert "2 voxels do not fit into uint8 and were clipped" in caplog.text
+    assert "2 voxels clipped to the range of uint8" in caplog.text
 
 
 def test_downsampling_does_not_alias(tmp_path):

@@ -20,7 +20,7 @@ from monai_diffae.data.cohort_split import SplitCohort, gather_slices, whole_sca
 from monai_diffae.data.embeddings import MAP_COLUMNS, numbered_columns, training_rows, z_matrix
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, write_failures
 from monai_diffae.data.streamed import read_stream
-from monai_diffae.errors import ConfigError, quoted
+from monai_diffae.errors import ConfigError, counted, quoted
 from monai_diffae.latents import LatentStatistics, principal_components
 from monai_diffae.pictures import thumbnail
 
@@ -38,7 +38,7 @@ def make_tables(
     failures = [*cohort.failures, *encoded.failures]
     by_label = count_by_label([failure.case_id for failure in failures], cohort.cases)
     if by_label:
-        logger.warning("%d cases have no z_sem%s", len(failures), by_label)
+        logger.warning("no z_sem for %s%s", counted(len(failures), "case"), by_label)
     if pool == "none":
         write_failures(failures_file, failures)
         check_any_usable(len(encoded.cases), failures)

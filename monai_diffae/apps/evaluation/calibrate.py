@@ -91,9 +91,9 @@ def load_calibrated(
         detector = fit_detector(trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)
         detector.save(trained.folder)
     logger.info(
-        "calibrated with %d cases of %d patients; the lowest p-value is %.2g",
-        len(detector.scores),
-        detector.made_from["num_patients"],
+        "calibrated with %s of %s; the lowest p-value is %.2g",
+        counted(len(detector.scores), "case"),
+        counted(detector.made_from["num_patients"], "patient"),
         1 / (1 + len(detector.scan_scores)),
     )
     return detector, num_failed

@@ -234,7 +234,7 @@ def _model_row(model: ReportData) -> dict[str, Any]:
         "parameters": f"{summary['parameters']:,}",
         "images seen": None if curves is None else f"{curves['images_seen'].max():,.0f}",
         "use of z_sem": number(summary.get("z_sem_usage")),
-        "decoding": f"{summary['steps']} steps of {summary['solver']}",
+        "decoding": f"{counted(summary['steps'], 'step')} of {summary['solver']}",
     }
     if model.result("reconstructions") is not None:
         means = model.result("reconstructions").means
@@ -245,12 +245,13 @@ def _model_row(model: ReportData) -> dict[str, Any]:
 def _model_facts(model: ReportData) -> dict[str, Any]:
     summary, curves = model.summary, _curves_of(model)
     description = read_description(model_file(model.bundle))
+    steps, inversion = counted(summary["steps"], "step"), summary["invert_steps"]
     facts = {
         "images": f"{_size(summary)}, {summary['spatial_dims']}D, {counted(summary.get('in_channels', 1), 'channel')}",
         "intensities": summary.get("intensity"),
-        "z_sem": f"{summary['z_channels']} numbers",
+        "z_sem": counted(summary["z_channels"], "number"),
         "parameters": f"{summary['parameters']:,}",
-        "decoding": f"{summary['steps']} steps of {summary['solver']}, inversion in {summary['invert_steps']} steps",
+        "decoding": f"{steps} of {summary['solver']}, inversion in {inversion}",
         "SHA-256 of the model": f"{summary['sha256'][:16]}…",
     }
     training = {}

@@ -180,7 +180,7 @@ class FirstHour:
             *filter(None, [remark]),
             *filter(None, [plan.incomplete]),
             f"training of {plan.bundle}: images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, "
-            f"{plan.settings['max_epochs']} epochs",
+            f"{counted(plan.settings['max_epochs'], 'epoch')}",
             *plan.time_lines(),
         ]
         self.record = {

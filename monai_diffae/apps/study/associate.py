@@ -261,12 +261,12 @@ class _Analysis:
             text = values.to_csv(sep="\t", index=False, na_rep="NA", float_format="%.8g")
             write_atomic(out / file, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
         logger.info(
-            "%s: %s, the %s of the scans of each; %d cases without %s are left out",
+            "%s: %s, the %s of the scans of each; left out without %s: %s",
             _PHENOTYPES,
             counted(names.nunique(), "patient"),
             export.scans,
-            names.isna().sum(),
             export.iid,
+            counted(names.isna().sum(), "case"),
         )
 
     def _covariate(self, name: str) -> pd.DataFrame:

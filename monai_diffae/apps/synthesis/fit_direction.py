@@ -19,7 +19,7 @@ from monai_diffae.apps.result import Result
 from monai_diffae.apps.settings import Seed
 from monai_diffae.apps.tracking import log_to_open_run
 from monai_diffae.data.atomic import write_json
-from monai_diffae.errors import ConfigError, OtherResultsError
+from monai_diffae.errors import ConfigError, OtherResultsError, counted
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import PathLike
 
@@ -103,7 +103,7 @@ def fit_direction(
         error, remedy = (OtherResultsError, "set overwrite, or ") if is_direction else (ConfigError, "")
         raise error(f"{out.name}: exists and is not this direction; {remedy}choose another out")
     if direction.num_omitted:
-        logger.info("%d cases without the label '%s' are omitted", direction.num_omitted, target)
+        logger.info("%s omitted, without the label '%s'", counted(direction.num_omitted, "case"), target)
     direction.warn_if_chance()
     write_json(out, content)
     log_to_open_run({f"{target}_score": direction.score}, [], "directions")

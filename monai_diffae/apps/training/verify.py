@@ -119,10 +119,13 @@ def _lines(checked: surveys.Verification) -> Iterator[str]:
     yield f"{counted(len(checked.cases), 'scan')}: {counts}"
     if checked.survey is not None:
         yield from survey_lines(checked.survey)
-    remedies = {finding.kind: finding.remedy for case in checked.cases for finding in case.findings}
+    examples_of = {finding.kind: finding for case in checked.cases for finding in case.findings}
     for kind, is_failure, ids in checked.kinds():
         examples = ", ".join(ids[:_EXAMPLES]) + (", ..." if len(ids) > _EXAMPLES else "")
-        yield f"{'failed' if is_failure else 'doubtful'}: {kind}: {len(ids)} ({examples}); {remedies[kind]}"
+        wrong, remedy = kind, examples_of[kind].remedy
+        if "N" in kind.split():  # which stands for any number
+            wrong = examples_of[kind].reason.partition("; ")[0] + (" (or another number)" if len(ids) > 1 else "")
+        yield f"{'failed' if is_failure else 'doubtful'}: {wrong}: {len(ids)} ({examples}); {remedy}"
     if checked.twins is None:
         yield "only headers were read: damaged voxels and twins are found without --headers"
     else:

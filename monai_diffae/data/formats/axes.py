@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_diffae.data.formats.scan import Floats, Scan
-from monai_diffae.errors import ScanError
+from monai_diffae.errors import ScanError, counted
 from monai_diffae.policies import check_choice
 
 T = TypeVar("T", bound=np.generic)
@@ -33,7 +33,7 @@ def slice_volume(scan: Scan, axis: Axis, index: int) -> Scan:
     normal = AXES[axis]
     num_slices = volume.array.shape[1 + normal]
     if not 0 <= index < num_slices:
-        raise ScanError(f"slice {index} does not exist: the volume has {num_slices} {axis} slices")
+        raise ScanError(f"slice {index} does not exist: the volume has {counted(num_slices, f'{axis} slice')}")
     column, row = (a for a in range(3) if a != normal)
     # rows and columns run against the RAS axes: superior, anterior and right come first
     plane = np.take(volume.array, index, axis=1 + normal)[:, ::-1, ::-1].swapaxes(1, 2)

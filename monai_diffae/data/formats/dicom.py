@@ -243,7 +243,7 @@ def _stack(path: Path, files: tuple[Path, ...], headers: list[Dataset]) -> Stack
         check_affine(path, flat_geometry(headers[0])[0])
         return None
     if len(files) > 1 and frames > 1:
-        raise problem(path, f"it has {len(files)} files with several frames each", "give one of the files")
+        raise problem(path, f"some of its {len(files)} files have several frames each", "give one of the files")
     planes = [plane for file, header in zip(files, headers, strict=True) for plane in read_planes(file, header)]
     if len(planes) != len(files) * frames:
         raise problem(path, f"it has {frames} frames, but positions for {len(planes)}", "export it again")

@@ -19,7 +19,7 @@ from scipy import ndimage
 from monai_diffae.data.formats.dicom_pixels import lenient
 from monai_diffae.data.formats.itk import LPS_TO_RAS
 from monai_diffae.data.formats.scan import Doubt, Floats, Voxels, check_affine, check_budget
-from monai_diffae.errors import problem
+from monai_diffae.errors import counted, problem
 
 SHARED, FRAMES = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 _PLACE = {  # the tags that say where a plane lies: how many numbers each has, and its functional group
@@ -269,7 +269,7 @@ def incomplete_doubts(numbers: Sequence[int | None], declared: int) -> Iterator[
     highest = max((number for number in numbers if number is not None), default=0)
     for count, source in ((declared, "its header declares"), (highest, "their numbers reach")):
         if count > len(numbers):
-            wrong = f"it has {len(numbers)} slices, but {source} {count}"
+            wrong = f"it has {counted(len(numbers), 'slice')}, but {source} {count}"
             yield Doubt("incomplete", wrong, "slices may be missing", "copy the whole series again")
             return
 

@@ -18,7 +18,7 @@ from nibabel.freesurfer import mghformat
 
 from monai_diffae.data.fingerprints import CHANNEL, voxel_file
 from monai_diffae.data.formats import scan
-from monai_diffae.errors import problem
+from monai_diffae.errors import counted, problem
 
 _FREESURFER = (".mgz", ".mgh")
 SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", *_FREESURFER)
@@ -164,7 +164,7 @@ def _geometry(path: Path, header: nib.Nifti1Header, channel: int | None) -> tupl
         wrong = f"a time series of {num_channels} volumes"
         raise problem(path, wrong, f"choose one of them, with {CHANNEL}0 after the file's name")
     if channel is not None and channel >= num_channels:
-        raise problem(path, f"it has {num_channels} channels, so none with number {channel}", "count from 0")
+        raise problem(path, f"it has {counted(num_channels, 'channel')}, so none with number {channel}", "count from 0")
     scan.check_budget(path, shape[:3], num_channels if channel is None else 1)
     if header.get_data_dtype().kind not in "iufb":
         raise problem(path, "its voxels are complex numbers, colours or records", "save one real number per voxel")

@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from monai_diffae.data.formats import itk, pictures
 from monai_diffae.data.formats.scan import Doubt, Header, Scan, Voxels, as_float32, check_budget, check_packed
-from monai_diffae.errors import problem
+from monai_diffae.errors import counted, problem
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -106,7 +106,7 @@ def _check_kind(path: Path, page: _Page, description: str) -> None:
     if page.orientation > 4:  # Pillow (13) mixes up rows and columns of those without compression
         raise problem(path, "its rows are shown as columns (Orientation)", "save it upright")
     if page.extra == 0 or (page.samples > 3 and page.bits > 8):
-        wrong = f"it has {page.samples} channels of {page.bits} bits, not all of them colours"
+        wrong = f"it has {counted(page.samples, 'channel')} of {page.bits} bits, not all of them colours"
         raise problem(path, wrong, "save each channel as a file of its own")
     if page.photometric == 0 and not (page.samples == page.kind == 1 and page.bits <= 16):
         raise problem(path, "its lowest value is white (MinIsWhite)", "save it with black as the lowest value")

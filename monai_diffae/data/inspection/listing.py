@@ -374,7 +374,7 @@ class Join:
         if without_row:
             yield f"{counted(len(without_row), 'scan')} without a row, so without labels: {_examples(without_row)}"
         if without_scan:
-            yield f"{len(without_scan)} rows have no scan: {_examples(without_scan)}"
+            yield f"{counted(len(without_scan), 'row')} without a scan: {_examples(without_scan)}"
 
 
 def join_table(

@@ -190,7 +190,7 @@ class Appearance:
         """One line about the kinds and sizes, and one each about colour, mixed kinds and unreadable scans."""
         images, volumes, failures = self.of_dims(2), self.of_dims(3), list_failures(self.readings)
         cases = [each.case for each in self.readings]
-        scans = f"of {len(images) + len(volumes)} scans looked at are"
+        scans = f"of {counted(len(images) + len(volumes), 'scan')} looked at are"
         if images:
             yield f"{len(images)} {scans} 2D images: {_range([each.size for each in images])}"
         if volumes:
@@ -405,5 +405,5 @@ def _unlike(reading: Reading, dims: int, channels: int) -> Iterator[Finding]:
         reason = "a colour image among grey ones"
         yield Finding(reason, reason, "train with --colour grey or rgb, or convert it")
     elif reading.channels != channels:
-        reason = f"it has {reading.channels} channels, but most have {channels}"
-        yield Finding(_kind(reason), reason, "convert it, or use a cohort of its own for it")
+        reason = f"it has {counted(reading.channels, 'channel')}, but most have {channels}"
+        yield Finding("another number of channels than most", reason, "convert it, or use a cohort of its own for it")

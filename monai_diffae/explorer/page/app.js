@@ -165,7 +165,7 @@ function describeExtremes() {
   $("extreme").textContent = text;
   $("typical").disabled = unusual.length === 0;
   $("typical").title = unusual.length
-    ? `Move ${unusual.length} components that are beyond 2.5 whitened standard deviations back to 2, on their side`
+    ? `Move components beyond 2.5 whitened standard deviations (${unusual.length}) back to 2, on their side`
     : "Nothing to move: no component of this case is beyond 2.5 whitened standard deviations";
 }
 
@@ -242,7 +242,7 @@ function showImage({ header, arrays }, seconds) {
   const made = recipe();
   const at = data.map_stds.map((std, k) => header.scores.components[k] * std);
   map.setEdited(isEdited(made) && data.is_pca ? [at[0], at.length > 1 ? at[1] : 0] : null);
-  const text = `${header.quality === "preview" ? "Preview" : "Image"}, ${header.steps} network evaluations, ${Math.round(1000 * seconds)} ms`;
+  const text = `${header.quality === "preview" ? "Preview" : "Image"}, network evaluations: ${header.steps}, ${Math.round(1000 * seconds)} ms`;
   say(text);
   $("status").dataset.quality = header.quality;
   $("status").dataset.milliseconds = Math.round(1000 * seconds);

@@ -92,7 +92,8 @@ class ProbedCases:
             raise ConfigError(f"splits: the table has no split '{missing[0]}'; it has {', '.join(existing) or 'none'}")
         is_in_splits = np.isin(split_of_rows, list(splits)) if splits else np.ones(len(table), bool)
         if num_unavailable := int((is_in_splits & ~is_available).sum()):
-            logger.warning("%d cases are omitted: not all features are available for them", num_unavailable)
+            text = "%s omitted, for which not all features are available"
+            logger.warning(text, counted(num_unavailable, "case"))
         if not (is_in_splits & is_available).any():
             raise CohortError("probe: no case has all features; give features of the same cases")
         order = np.argsort(np.array(ids), kind="stable")  # patients are hashes, which differ between folders
@@ -181,13 +182,11 @@ def choose_folds(cases: ProbedCases, table: pd.DataFrame, name: str, settings: P
         if len(names) < 2:
             raise ConfigError(f"harmonize: fewer than two scanners have {LEAST_FITTED} training cases; omit harmonize")
         if num := int(is_omitted.sum()):
-            text = (
-                "target '%s': %d cases are omitted, without '%s' or of one with fewer than %d training cases in a fold"
-            )
-            logger.warning(text, name, num, settings.harmonize, LEAST_FITTED)
+            text = "target '%s': %s omitted, without '%s' or of one with fewer than %d training cases in a fold"
+            logger.warning(text, name, counted(num, "case"), settings.harmonize, LEAST_FITTED)
             return choose_folds(replace(cases, positions=cases.positions[~is_omitted]), table, name, settings)
     if num_omitted := num_considered - len(target.rows):
-        logger.info("target '%s': %d cases without a usable label are omitted", name, num_omitted)
+        logger.info("target '%s': %s omitted, without a usable label", name, counted(num_omitted, "case"))
     if omitted := [label for label in all_cases.classes or () if label not in (target.classes or ())]:
         logger.warning("target '%s': classes with too few patients are omitted: %s", name, ", ".join(omitted))
     patients = cases.patients[target.rows]
@@ -196,7 +195,8 @@ def choose_folds(cases: ProbedCases, table: pd.DataFrame, name: str, settings: P
     if settings.nuisance is not None:
         nuisance = value_names(table[settings.nuisance])[target.rows]
         if num := int((nuisance == "").sum()):
-            logger.warning("nuisance: %d cases without '%s' are not used when it is left out", num, settings.nuisance)
+            text = "nuisance: %s without '%s', not used when it is left out"
+            logger.warning(text, counted(num, "case"), settings.nuisance)
     target_folds = TargetFolds(target, patients, folds, evaluation, num_omitted, num_seen, nuisance)
     for doubt in _doubts(target_folds, settings.seed):
         logger.warning("target '%s': %s", name, doubt)
@@ -275,8 +275,8 @@ def split_folds(
     num_shared = len(np.intersect1d(groups[is_train], groups[is_test]))
     if num_shared:
         raise ConfigError(
-            f"evaluation: {num_shared} patients have both training and test cases; give each patient one split, or "
-            "set evaluation to cv"
+            f"evaluation: {counted(num_shared, 'patient')} with both training and test cases; give each patient "
+            "one split, or set evaluation to cv"
         )
     sides = {"training ": (is_train, 2), "test ": (is_test, 1)}
     is_used = is_train | is_test

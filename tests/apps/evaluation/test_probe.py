@@ -114,7 +114,7 @@ def test_a_class_that_is_rare_among_the_test_cases_is_cross_validated_with_a_war
 
 def test_a_patient_on_both_sides_is_refused_without_its_name(table, write):
     table.loc[:4, "patient"] = "Jane Doe"
-    with pytest.raises(ConfigError, match="^evaluation: 1 patients have both training and test cases; give") as caught:
+    with pytest.raises(ConfigError, match="^evaluation: 1 patient with both training and test cases; give") as caught:
         probe(write(table), targets=["age"])
     assert "Jane" not in str(caught.value)
     (row,) = probe(write(table), targets=["age"], evaluation="cv", **LINEAR).rows
@@ -251,7 +251,7 @@ def test_wide_features_and_embeddings_of_other_models_are_compared_without_their
     assert [(row["features"], row["dims"], row["num_test"]) for row in result.rows] == [
         ("wide", 6, 170), ("z_sem", 4, 170), ("other", 2, 170), ("its_wide", 1, 170), ("wide + other", 8, 170)
     ]  # fmt: skip
-    assert "30 cases are omitted: not all features are available for them" in caplog.text
+    assert "30 cases omitted, for which not all features are available" in caplog.text
     assert [row["score"] > 0.7 for row in result.rows] == [True, True, False, False, True]  # neither has seen the label
     assert result.rows[1]["difference"] == pytest.approx(result.rows[0]["score"] - result.rows[1]["score"])
     with pytest.raises(ConfigError, match="^together: 'planar' is not among the features and baselines: wide, z$"):
@@ -347,5 +347,5 @@ def test_grouped_twins_are_never_in_training_and_test(with_twins, write, tmp_pat
     assert all(folds[f"twin_{name}"] == folds[name] for name in pairs)
     assert "same z_sem" not in caplog.text
     assert probe(write(with_twins), tmp_path / "out", **options).skipped
-    with pytest.raises(ConfigError, match="10 patients have both training and test cases"):
+    with pytest.raises(ConfigError, match="10 patients with both training and test cases"):
         probe(write(with_twins), evaluation="split", **options)

@@ -191,7 +191,7 @@ def test_without_an_effect_of_the_scanner_nothing_is_told_and_nothing_changes(wr
     age, sick = probe(write(table), targets=["age", "sick"], probes=["linear"], nuisance="scanner").rows
     assert age["nuisance_accuracy_low"] < 1 / 3 < age["nuisance_accuracy_high"]
     assert abs(age["left_out_change"]) < 0.15
-    assert "1 cases without 'scanner' are not used" in caplog.text
+    assert "1 case without 'scanner', not used" in caplog.text
     assert sick["left_out_score"] is None
     assert "without 'A' of the nuisance" in caplog.text
 
@@ -239,7 +239,7 @@ def test_harmonizing_inside_the_folds_finds_what_is_not_the_scanner(evaluation, 
     (raw,) = probe(tmp_path / "e.parquet", **options).rows
     assert (row["features"], row["num_test"]) == ("z_sem, harmonized", num_test)
     assert row["score"] > raw["score"] + 0.1
-    assert "7 cases are omitted, without 'scanner' or of one with fewer than 10 training cases" in caplog.text
+    assert "7 cases omitted, without 'scanner' or of one with fewer than 10 training cases" in caplog.text
     with pytest.raises(ConfigError, match="omit nuisance"):
         probe(tmp_path / "e.parquet", nuisance="scanner", harmonize="scanner")
     write(table.assign(scanner=table["patient"]))

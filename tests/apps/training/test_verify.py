@@ -145,3 +145,12 @@ def test_nothing_usable_is_one_line_and_still_a_table(tmp_path):
         verify(tmp_path / "scans", tmp_path / "out")
     assert len(pd.read_csv(tmp_path / "out" / "verify.csv")) == 2
     assert (tmp_path / "out" / "overview.png").is_file()
+
+
+def test_a_line_about_several_scans_has_a_number_of_one(tmp_path):
+    frames = [Image.fromarray(np.random.default_rng(k).integers(0, 255, (9, 9), np.uint8)) for k in range(4)]
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / f"{number}.png")
+    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:3])
+    line = "failed: it contains 3 pictures: 1 (moving); save each as a file of its own"
+    assert line in [*verify(tmp_path).lines()]
