@@ -129,6 +129,11 @@ def are_patients_known(cases: Sequence[Case]) -> bool:
     return share_known(cases) >= _NEARLY_ALL
 
 
+def of_patients(number: int, are_known: bool) -> str:
+    """What follows a number of cases: `` of 3 patients``, or `` of unknown patients``."""
+    return f" of {counted(number, 'patient') if are_known else 'unknown patients'}"
+
+
 def spread_cases(cases: Sequence[Case], limit: int) -> list[Case]:
     """At most ``limit`` cases, evenly spread over all of them, so that they are of many patients and classes."""
     return [cases[position] for position in spread(len(cases), limit)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_diffae.data.cases import Case, assign_splits, check_links, find_cases
+from monai_diffae.data.cases import Case, are_patients_known, assign_splits, check_links, find_cases, of_patients
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.formats.axes import AXES, Axis
 from monai_diffae.data.masks import has_mask, with_mask_labels
@@ -165,7 +165,8 @@ def split_cohort(
     cases, lacking = images.choose(cases)
     fingerprint = cohort_fingerprint(cases)
     failures: list[Failure] = []
-    scans = f"{counted(len(cases), 'scan')} of {counted(len({case.patient for case in cases}), 'patient')}"
+    patients = of_patients(len({case.patient for case in cases}), are_patients_known(cases))
+    scans = f"{counted(len(cases), 'scan')}{patients}"
     selected = ""
     if spatial_dims == 2:
         slices, failures = expand_slices(cases, axis=slice_axis, range=slice_range, step=slice_step)

@@ -30,6 +30,7 @@ from monai_diffae.apps.table_origin import check_same_model, warn_of_other_prepr
 from monai_diffae.bundle import TrainedLatent, load_latent
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.cases import Case
+from monai_diffae.data.embeddings import knows_patients
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.streamed import preprocessed
 from monai_diffae.diffusion.noise import image_noise
@@ -184,6 +185,7 @@ class Exploration:
             ],
             "has_samples": self.latent is not None,
             "z_channels": trained.z_channels,
+            "knows_patients": knows_patients(atlas.table),
         }
 
     def outliers(self) -> dict[str, Any]:

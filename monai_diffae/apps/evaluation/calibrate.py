@@ -16,7 +16,7 @@ from monai_diffae import inferers, metrics
 from monai_diffae.apps.record import only_run
 from monai_diffae.apps.settings import Choice, Seed, Split
 from monai_diffae.bundle.layout import ANOMALY, models_folder
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, are_patients_known, of_patients
 from monai_diffae.data.fingerprints import json_digest
 from monai_diffae.data.progress import track
 from monai_diffae.data.scan_states import scan_contents
@@ -91,9 +91,9 @@ def load_calibrated(
         detector = fit_detector(trained, read.cases, (read.dataset[i] for i in rows), settings, made_from)
         detector.save(trained.folder)
     logger.info(
-        "calibrated with %s of %s; the lowest p-value is %.2g",
+        "calibrated with %s%s; the lowest p-value is %.2g",
         counted(len(detector.scores), "case"),
-        counted(detector.made_from["num_patients"], "patient"),
+        of_patients(detector.made_from["num_patients"], are_patients_known(cases)),
         1 / (1 + len(detector.scan_scores)),
     )
     return detector, num_failed

@@ -24,11 +24,11 @@ from monai_diffae.apps.tracking import log_to_open_run, log_to_training
 from monai_diffae.bundle.config import preprocessing_config
 from monai_diffae.bundle.layout import LATENT_MODEL, models_folder
 from monai_diffae.data.atomic import write_csv, write_json
-from monai_diffae.data.cases import Case, safe_id, spread_cases
+from monai_diffae.data.cases import Case, are_patients_known, of_patients, safe_id, spread_cases
 from monai_diffae.data.fingerprints import differing_keys, file_checksum
 from monai_diffae.data.progress import progress
 from monai_diffae.diffusion.settings import DecoderName, SolverName
-from monai_diffae.errors import ConfigError, MachineError, OmittableError, one_line
+from monai_diffae.errors import ConfigError, MachineError, OmittableError, counted, one_line
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -408,7 +408,8 @@ class _Evaluation:
     def _write(
         self, rows: list[Row], differences: list[Row], case_rows: list[Row], patients: Mapping[str, str]
     ) -> None:
-        num_patients = len(set(patients.values()))
+        num_patients, num_cases = len(set(patients.values())), len(patients)
+        are_known = are_patients_known(self.models[0].held_out)
         content = {
             "bundles": [bundle.description for bundle in self.models],
             "rows": rows,
@@ -416,12 +417,13 @@ class _Evaluation:
             "omitted": self.omitted,
             "held_out": not self.held_out.not_held_out,
             "split": self.held_out.split,
-            "num_cases": len(patients),
+            "num_cases": num_cases,
             "num_patients": num_patients,
+            "knows_patients": are_known,
             "draws": self.conditions.draws,
             "seed": self.seed,
         }
-        tables = quality_tables.write_tables(self.folder, rows, self._notes(len(patients), num_patients))
+        tables = quality_tables.write_tables(self.folder, rows, self._notes(content))
         write_csv(self.folder / "cases.csv", pd.DataFrame(case_rows))
         write_json(self.folder / _SUMMARY, content)
         for bundle in self.models:
@@ -436,10 +438,11 @@ class _Evaluation:
             own_rows = [{**row, "bundle": None} for row in rows if row["bundle"] == bundle.name]
             log_to_training(bundle.session.trained.folder, _figures(own_rows), files, "evaluation")
 
-    def _notes(self, num_cases: int, num_patients: int) -> list[str]:
+    def _notes(self, content: Mapping[str, Any]) -> list[str]:
         """How the tables were measured, as sentences below each other."""
-        held_out = f"{num_cases} {'' if self.held_out.not_held_out else 'held-out '}cases of {num_patients} patients"
-        notes = [f"Means over {held_out} (split {self.held_out.split}), with 95 % intervals over the patients."]
+        cases = counted(content["num_cases"], "case" if self.held_out.not_held_out else "held-out case")
+        patients = of_patients(content["num_patients"], content["knows_patients"])
+        notes = [f"Means over {cases}{patients} (split {self.held_out.split}), with 95 % intervals."]
         if self.held_out.not_held_out:
             notes.append("These cases may have been trained on: the figures are better than those of new cases.")
         for omission in self.omitted:

@@ -19,7 +19,7 @@ from monai_diffae.apps.record import run_once
 from monai_diffae.apps.result import Result, table_lines
 from monai_diffae.apps.settings import NONE_GIVEN, Comparison, LabelKinds, Reading, Seed, Split, Writing
 from monai_diffae.data.atomic import write_atomic, write_csv
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, of_patients
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.data.progress import track
 from monai_diffae.errors import ConfigError, counted, shortened
@@ -288,14 +288,14 @@ def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         how = f"fitted to {first['num_train']} others, by the split"
         if first["evaluation"] == "cv":
             how = f"fitted to {first['num_train']} others per fold ({first['num_folds']}-fold nested cross-validation)"
-        patients = f" of {counted(first['num_patients'], 'patient')}" if first["knows_patients"] else ""
+        patients = of_patients(first["num_patients"], first["knows_patients"])
         lines.append(f"{target} ({first['kind']}): evaluated on {counted(first['num_test'], 'case')}{patients}, {how}")
         lines += table_lines(_table(own, has_baseline))
         if best := best_of_classes(own):
             pairs = zip(best["classes"], best["confusion"], strict=True)
             right = [f"{name} {row[code]} of {sum(row)}" for code, (name, row) in enumerate(pairs)]
             lines.append(f"predicted rightly by {best['features']}: {', '.join(right)}")
-    return [*lines, "in brackets: number of features, and 95% intervals over patients"]
+    return [*lines, "in brackets: number of features, and 95% intervals"]
 
 
 def best_of_classes(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -10,6 +10,7 @@ from monai_diffae.apps.evaluation.verdicts import CHANCE
 from monai_diffae.apps.html import number
 from monai_diffae.apps.pages.data import ReportData
 from monai_diffae.apps.pages.figures import Axes, Chart, Series, line_chart
+from monai_diffae.data.cases import of_patients
 from monai_diffae.errors import counted
 from monai_diffae.pictures.charts import METRIC_NAMES, calibration_bins, predictions_and_truth
 
@@ -85,7 +86,7 @@ def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:
         "probe": _probe_name(row["probe"], row["features"]),
         "metric": METRIC_NAMES[metric],
         "score": number(score),
-        "patients": f"{row['num_patients']:,}",
+        "patients": f"{row['num_patients']:,}" if row.get("knows_patients", True) else "unknown",
         "interval": "" if low is None else f"({number(low)} to {number(high)})",
         "mark": interval_mark(score, low, high, limits, CHANCE.get(metric, 0.0)),
     }
@@ -150,8 +151,8 @@ def quality_values(figures: Mapping[str, Any] | None) -> dict[str, Any]:
     if figures is None:
         return {"parts": [], "differences": [], "may_be_trained_on": False, "notes": []}
     rows = figures["rows"]
-    cases, patients = counted(figures["num_cases"], "case"), counted(figures["num_patients"], "patient")
-    notes = [f"{cases} of {patients}, split {figures['split']}."]
+    patients = of_patients(figures["num_patients"], figures.get("knows_patients", True))
+    notes = [f"{counted(figures['num_cases'], 'case')}{patients}, split {figures['split']}."]
     if figures["num_cases"] < _FEWEST_CASES:
         rows = [row for row in rows if row["table"] in _OF_CASES or row["metric"] == "z_sem_usage"]
         notes.append("So few cases say nothing about dimensions of z_sem, copies, or the distance of synthetic images.")

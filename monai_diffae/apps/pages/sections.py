@@ -201,6 +201,8 @@ def _cautions(model: ReportData) -> Iterator[str]:
         )
     if model.is_embedded and split_origin(model.table) == "drawn":
         yield "It is not known which of these scans the model was trained on, so its scores may be too high."
+    if model.is_embedded and not knows_patients(model.table):
+        yield "The patients are unknown, so each case counts as one: several scans of a patient make scores too high."
     if model.cohort is None:
         yield "No cohort was given, so this page only shows the training and synthetic images."
     if model.is_embedded and not {"val", "test"} & set(model.table.get("split", [])):
@@ -628,8 +630,8 @@ def _tiles(model: ReportData) -> dict[str, tuple[str, str]]:
     if summary.get("z_sem_usage") is not None:
         tiles["use of z_sem"] = (number(summary["z_sem_usage"]), "1: the decoder ignores it")
     if model.is_embedded:
-        patients = f"{model.table['patient'].nunique():,} patients" if knows_patients(model.table) else ""
-        tiles["cases"] = (f"{len(model.table):,}", patients)
+        patients = f"{model.table['patient'].nunique():,}" if knows_patients(model.table) else "unknown"
+        tiles["cases"] = (f"{len(model.table):,}", f"{patients} patients")
     if model.result("reconstructions") is not None:
         means = model.result("reconstructions").means
         remark = f"from both codes {means['psnr_x_T']:.1f} dB, as for any model"

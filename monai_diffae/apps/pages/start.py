@@ -22,7 +22,7 @@ from monai_diffae.apps.settings import Columns, PageRun, Sequences, Topics
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
-from monai_diffae.data.cases import are_patients_known
+from monai_diffae.data.cases import are_patients_known, of_patients
 from monai_diffae.data.scan_states import cohort_fingerprint
 from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted
 from monai_diffae.lazy import on_first_use
@@ -170,8 +170,7 @@ class FirstHour:
         if self.record:
             return
         plan, remark = self._plan(listed)
-        is_known = are_patients_known(listed.listing.cases)
-        patients = f" of {counted(listed.listing.num_patients, 'patient')}" if is_known else ""
+        patients = of_patients(listed.listing.num_patients, are_patients_known(listed.listing.cases))
         size = " x ".join(map(str, plan.settings["image_size"]))
         spacing = " x ".join(f"{mm:g}" for mm in plan.settings.get("spacing_mm", ()))
         summary = [

@@ -90,7 +90,7 @@ def train(
     if start_from is not None:
         bundle, out = begin_from(out or bundle, start_from), None
     elif cohort is not None and not bundle.exists() and (out is None or not out.exists()):
-        _make_bundle(bundle, cohort, training.columns)
+        training = _make_bundle(bundle, cohort, training)
     is_fixed = not training.overrides.keys().isdisjoint(("max_epochs", "max_minutes", "ema_decay"))
     if minutes is not None:
         training = _plan(bundle, cohort, out, training, minutes, start)
@@ -352,11 +352,17 @@ def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, star
     return replace(training, overwrite=False, overrides={**training.overrides, **settings})
 
 
-def _make_bundle(folder: Path, cohort: Path, columns: Mapping[str, str]) -> None:
-    """Copy the shipped bundle that fits most scans of a cohort: ``diffae_3d`` for volumes, ``diffae_2d`` for images."""
+def _make_bundle(folder: Path, cohort: Path, training: Training) -> Training:
+    """Copy the shipped bundle that fits most scans, ``diffae_3d`` or ``diffae_2d``; colour becomes grey by default."""
     if str(folder) in names_with_weights():
         config_file(folder, "train")  # whoever names a shipped model does not want a new one
     refuse_results_among_scans(cohort, bundle=folder)
-    name = f"diffae_{surveys.survey_cohort(cohorts.read_cohort(cohort, columns=columns)).spatial_dims}d"
+    cases = cohorts.read_cohort(cohort, columns=training.columns)
+    name = f"diffae_{surveys.survey_cohort(cases).spatial_dims}d"
     init_bundle(folder, name)
     logger.info("%s: a new bundle, made from %s", folder.name, name)
+    is_chosen = training.colour is not None or not training.overrides.keys().isdisjoint(("colour", "in_channels"))
+    if is_chosen or not surveys.look_at(cases, limit=32).colour:
+        return training
+    logger.info("colour images are converted to grey; --colour rgb would keep their colours")
+    return replace(training, colour="grey")

@@ -19,7 +19,15 @@ from monai_diffae.data.formats.scan import Doubt, Floats, Header
 from monai_diffae.data.inspection.twins import SIZE, ScanPrint, TwinReport, find_twins, report_twins, scan_print
 from monai_diffae.data.progress import Failure, check_any_usable, count_by_label, track
 from monai_diffae.data.scan_states import item_hash, scan_states
-from monai_diffae.data.scans import apply_policy, check_channels, displayed_geometry, read_header, read_with_doubts
+from monai_diffae.data.scans import (
+    apply_policy,
+    check_channels,
+    displayed_geometry,
+    is_picture,
+    may_be_dicom,
+    read_header,
+    read_with_doubts,
+)
 from monai_diffae.errors import ScanError, counted
 from monai_diffae.lazy import on_first_use
 from monai_diffae.policies import Colour
@@ -174,8 +182,9 @@ class Appearance:
 
     @property
     def colour(self) -> list[str]:
-        """Ids of the scans with three different channels."""
-        return [each.case.id for each in self.readings if each.channels == 3]
+        """Ids of the pictures and DICOM files with three different channels; those of other formats may be sequences."""
+        three = [each.case for each in self.readings if each.channels == 3]
+        return [case.id for case in three if is_picture(case.file) or may_be_dicom(case.file)]
 
     @property
     def prints(self) -> dict[int, ScanPrint]:

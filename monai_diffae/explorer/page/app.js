@@ -455,7 +455,7 @@ function key(event) {
 
 async function start() {
   data = await api.overview();
-  $("about").textContent = `${data.bundle} on ${data.cohort}: ${data.ids.length.toLocaleString("en")} cases, z_sem of ${data.z_channels} numbers`;
+  $("about").textContent = `${data.bundle} on ${data.cohort}: ${data.ids.length.toLocaleString("en")} cases${data.knows_patients ? "" : " of unknown patients"}, z_sem of ${data.z_channels} numbers`;
   document.title = `${data.bundle}: explore`;
   map = new CaseMap($("points"), $("overlay"), { onOpen: open, onPoint: point, pictureOf: api.thumbnail });
   map.setPlaces(data.x, data.y);

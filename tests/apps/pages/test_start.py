@@ -140,7 +140,7 @@ def test_few_volumes_are_trained_as_slices(volumes, tmp_path):
     assert hour.record["bundle"] == "diffae_2d"
     assert hour.record["settings"]["slice_step"] == 1
     assert any("trained on slices: a 3D model would see too few volumes" in line for line in hour.summary())
-    assert next(hour.summary()).startswith("3 scans; labels")  # their patients are not known
+    assert next(hour.summary()).startswith("3 scans of unknown patients; labels")  # their patients are not known
 
 
 def test_twins_in_the_given_train_and_test_folders_are_no_dead_end(pictures, tmp_path):
