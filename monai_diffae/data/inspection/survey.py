@@ -182,7 +182,7 @@ class Appearance:
 
     @property
     def colour(self) -> list[str]:
-        """Ids of the pictures and DICOM files with three different channels; those of other formats may be sequences."""
+        """Ids of the pictures and DICOM files with three different channels; in other formats they may be sequences."""
         three = [each.case for each in self.readings if each.channels == 3]
         return [case.id for case in three if is_picture(case.file) or may_be_dicom(case.file)]
 
