@@ -217,6 +217,11 @@ class Session:
     def choose(self, choice: Choice) -> list[Case]:
         """The selected cases: those with the given ids in their order, else the first ``limit`` of a split."""
         cases = self.cohort.choose(choice.cases, choice.split, choice.limit)
+        if choice.split is not None and self.may_hold_training_cases:
+            logger.warning(
+                "this is not the cohort of the training, so its split is drawn at random and does not say which cases "
+                "the model was trained on; to evaluate the model, add a column split (test for new scans)"
+            )
         choice.check({case.id: str(case.split) for case in cases})
         return cases
 
@@ -317,14 +322,7 @@ def split_for(
     values["images"] = ModelImages(**images)
     training_columns = {word: name for word, name in (values.get("columns") or {}).items() if word not in columns}
     values["columns"] = {**_columns_present(training_columns, Path(cohort)), **columns}
-    split = split_cohort(cohort, **values)
-    if _is_drawn_again(trained, split) and len(split.cases) > 1:
-        logger.warning(
-            "%s is not the cohort of the training, so its split is drawn at random and does not say which cases the "
-            "model was trained on; to evaluate the model, add a column split (test for new scans)",
-            Path(cohort).name,
-        )
-    return split
+    return split_cohort(cohort, **values)
 
 
 def _warn_of_other_field(trained: TrainedBundle, split: SplitCohort) -> None:

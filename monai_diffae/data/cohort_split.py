@@ -69,7 +69,7 @@ class SplitCohort:
         return [case for case in self.cases if case.split == name]
 
     def counts(self) -> dict[str, int]:
-        """The number of scans and patients, and of images in each split; a scan may be expanded into several slices.
+        """The number of scans, of patients if they are known, and of images (a scan may be several slices) by split.
 
         Example:
             >>> SplitCohort([Case(f"a-{k}", {}, "p", "train", slice_index=k) for k in (3, 5)]).counts()
@@ -77,7 +77,7 @@ class SplitCohort:
         """
         return {
             "scans": len({tuple(sorted(case.images.items())) for case in self.cases}),
-            "patients": len({case.patient for case in self.cases}),
+            **({"patients": len({case.patient for case in self.cases})} if are_patients_known(self.cases) else {}),
             **{name: len(self.split(name)) for name in ("train", "val", "test")},
         }
 

@@ -46,6 +46,14 @@ _MAX_CLASSES = 12  # most values of a label that are listed
 
 _NO_CLASSES = re.compile(r"images?(?:Tr|Ts|Val)?$|scans?$|dicom", re.IGNORECASE)
 _MOST_CLASS_FOLDERS = 50
+_SERIES = re.compile(r"([^/]+)[-_ ]\d+\.[^/]*$")  # names that differ in their last number only
+_FEWEST_SERIES, _MOST_SERIES = 10, 0.8  # fewer are classes; a number, and a share of the scans
+
+
+def _num_series(paths: Sequence[str]) -> int:
+    """The number of names without their last numbers, if they look like patients with several scans each; else 0."""
+    series = {match[1] if (match := _SERIES.search(path)) else path for path in paths}
+    return len(series) if _FEWEST_SERIES <= len(series) <= _MOST_SERIES * len(paths) else 0
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,11 @@ class Listing:
         else:
             known = "known of some scans only, so each other" if share_known(self.cases) else "not known, so each"
             yield f"patients: {known} scan counts as a patient (--patient-pattern finds them in the paths)"
+            if num_series := _num_series([case.path for case in self.cases]):
+                yield (
+                    f"the names have {counted(num_series, 'beginning')} before a last number; if each is a patient, "
+                    f"give --patient-pattern '{_SERIES.pattern}': else scores on test scans are too high"
+                )
         if sequences := count_sequences(self.cases):
             counts = ", ".join(f"{name} ({count})" for name, count in sequences.items())
             yield f"{counted(len(sequences), 'sequence')}: {counts}"

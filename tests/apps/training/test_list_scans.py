@@ -80,6 +80,17 @@ def test_twins_become_one_patient(pictures, tmp_path):
     assert "patients: not known, so each scan counts as a patient" in "\n".join(again.lines())  # twins tell no patient
 
 
+def test_names_that_look_like_several_scans_of_a_patient_cost_one_line_with_a_pattern_that_works(tmp_path):
+    (tmp_path / "slices").mkdir()
+    for number in range(24):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "slices" / f"case{number // 2}_{number % 2}.png")
+    line = next(line for line in list_scans(tmp_path / "slices", tmp_path / "a.csv").lines() if "beginnings" in line)
+    assert line.startswith("the names have 12 beginnings before a last number")
+    pattern = line.split("'")[1]
+    found = list_scans(tmp_path / "slices", tmp_path / "b.csv", patient_pattern=pattern)
+    assert "patients: 12" in found.lines()
+
+
 @pytest.fixture
 def coloured(tmp_path):
     """63 pictures of which the first 32 would not tell: 3 are in colour, one is transparent, all of one class."""
