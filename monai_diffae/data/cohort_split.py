@@ -228,18 +228,23 @@ def slice_indices(length: int, range: Range = (0.0, 1.0), step: int = 1) -> list
 
 
 def gather_slices(expanded: Sequence[Case], failures: Sequence[Failure]) -> tuple[dict[str, list[Case]], list[Failure]]:
-    """The slices of each complete volume, by its id, and one failure for each volume with a failed slice."""
+    """The usable slices of each volume, by its id, and one failure for each volume without any.
+
+    Some slices of a volume may be unusable because nothing is in them.
+    """
+    reasons = {failure.case_id: failure for failure in failures}
     volumes: dict[str, list[Case]] = {}
-    for case in expanded:
-        volumes.setdefault(_volume_id(case), []).append(case)
-    slices = {case.id: case for case in expanded if case.slice_index is not None}
     failed: dict[str, Failure] = {}
-    for failure in failures:
-        if failure.case_id in slices:
-            case = slices[failure.case_id]
-            failure = replace(failure, case_id=_volume_id(case), reason=f"slice {case.slice_index}: {failure.reason}")
-        failed.setdefault(failure.case_id, failure)
-    return {name: cases for name, cases in volumes.items() if name not in failed}, list(failed.values())
+    for case in expanded:
+        name = _volume_id(case)
+        if case.id not in reasons:
+            volumes.setdefault(name, []).append(case)
+        elif case.slice_index is not None:
+            failure = reasons.pop(case.id)
+            failed.setdefault(
+                name, replace(failure, case_id=name, reason=f"slice {case.slice_index}: {failure.reason}")
+            )
+    return volumes, [*reasons.values(), *(failure for name, failure in failed.items() if name not in volumes)]
 
 
 def whole_scan(case: Case) -> Case:

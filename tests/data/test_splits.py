@@ -133,11 +133,12 @@ def slices(name, *indices):
     return [Case(f"{name}_z{k:03d}", image, name, slice_index=k) for k in indices]
 
 
-def test_a_volume_fails_as_a_whole_and_once():
+def test_a_volume_is_its_usable_slices_and_fails_once_if_it_has_none():
     bad_header = Failure("c", "c.nii", "c.nii: no scan")
     bad_slices = [Failure(f"a_z{k:03d}", "a.nii", f"reason {k}") for k in (4, 6)]
-    volumes, failures = gather_slices([*slices("a", 2, 4, 6), *slices("b", 2)], [bad_header, *bad_slices])
-    assert list(volumes) == ["b"]
+    bad_slices.append(Failure("b_z002", "b.nii", "empty"))
+    volumes, failures = gather_slices([*slices("a", 4, 6), *slices("b", 2, 3)], [bad_header, *bad_slices])
+    assert {name: [case.slice_index for case in each] for name, each in volumes.items()} == {"b": [3]}
     assert failures == [bad_header, Failure("a", "a.nii", "slice 4: reason 4")]
 
 

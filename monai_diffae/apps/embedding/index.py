@@ -172,7 +172,7 @@ def _rows(codes: Mapping[str, Code], states: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, workers: int) -> Iterator[dict[str, Code]]:
-    """The codes of so many cases at a time, by id; a volume in a 2D bundle gets the mean of its slices in float64."""
+    """The codes of so many cases at a time, by id; a volume in a 2D bundle gets the mean of its usable slices."""
     images, owners, codes = _images(cases, trained)
     yield codes
     items = [image.item() for image in images]
@@ -185,7 +185,7 @@ def _encode(cases: Sequence[Case], trained: TrainedBundle, batch_size: int, work
             case, made = cases[owner], [(images[position], by_position[position]) for position in members]
             reasons = [_reason(case, image, code) for image, code in made if isinstance(code, str)]
             z_sem = [code.astype(np.float64) for _, code in made if not isinstance(code, str)]
-            pooled[case.id] = reasons[0] if reasons else np.mean(z_sem, axis=0).astype(np.float32)
+            pooled[case.id] = np.mean(z_sem, axis=0).astype(np.float32) if z_sem else reasons[0]
         yield pooled
 
 

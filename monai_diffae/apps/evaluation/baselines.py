@@ -101,7 +101,8 @@ def _images(
 ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_]]:
     """The images ``[N, C, *S]`` that the encoder sees, their statistics, and whether each is available; zeros if not.
 
-    Of a volume whose slices were pooled, the means over its slices: components of the mean are means of components.
+    Of a volume whose slices were pooled, the means over its usable slices: components of the mean are means of
+    components.
     """
     cases, owners = session.cohort.cases, {case.id: case.id for case in session.cohort.cases}
     if not owners.keys() & set(ids):
@@ -116,17 +117,14 @@ def _images(
     gib = len(ids) * first.numel() * 4 / 1024**3
     if gib > _LARGE_GIB:
         logger.warning("the images of %d cases need %.1f GiB of memory, and PCA as much again", len(ids), gib)
-    rows, usable = {name: row for row, name in enumerate(ids)}, {case.id for case in read.cases}
-    lost = {owners[case.id] for case in cases if case.id not in usable}  # volumes with an unusable slice
-    counts = Counter(owners[case.id] for case in cases)
+    rows, counts = {name: row for row, name in enumerate(ids)}, Counter(owners[case.id] for case in read.cases)
     images = np.zeros((len(ids), *first.shape), np.float32)
     values = np.zeros((len(ids), intensity_statistics(first[None].numpy()).shape[1]))
     for position, case in enumerate(read.cases):
-        if (name := owners[case.id]) not in lost:
-            image = read.dataset[position][key].numpy()
-            images[rows[name]] += image / counts[name]
-            values[rows[name]] += intensity_statistics(image[None])[0] / counts[name]
-    return images, values, np.array([name in counts and name not in lost for name in ids])
+        name, image = owners[case.id], read.dataset[position][key].numpy()
+        images[rows[name]] += image / counts[name]
+        values[rows[name]] += intensity_statistics(image[None])[0] / counts[name]
+    return images, values, np.array([name in counts for name in ids])
 
 
 def table_features(table: pd.DataFrame, name: Features) -> FeatureSet:

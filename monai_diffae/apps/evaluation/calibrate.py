@@ -196,7 +196,7 @@ def calibrate_trained(
         readable = {str(item["id"]): index for index, item in enumerate(dataset.items)}
         drawn = draw_scans([case for case in cases if case.id in readable], limit)
         scans = dataset.images()
-        text = f"calibrating anomaly maps with {len(drawn)} held-out cases"
+        text = f"calibrating anomaly maps with {counted(len(drawn), 'held-out case')}"
         items = (scans[readable[case.id]] for case in track(drawn, text))
         fit_detector(trained, drawn, items, bundles.AnomalySettings()).save(trained.folder)
     except Exception as error:  # whatever happens here, the model is trained

@@ -387,7 +387,8 @@ class TableTwins:
     def warn(self, is_split: bool) -> str:
         """Warn of twins with different labels or on both sides of a probe, and return what a verdict says."""
         pairs = [] if self.is_grouped else self.report.separated if is_split else self.report.other_patients
-        what = f"{counted(len(pairs), 'group of cases')} of different patients with nearly the same z_sem"
+        whose = " of different patients" if tables.knows_patients(self.table) else ""
+        what = f"{counted(len(pairs), 'group')} of cases{whose} with nearly the same z_sem"
         if pairs:
             examples = "; ".join(" = ".join(pair.ids) for pair in pairs[:_EXAMPLES])
             logger.warning(
@@ -398,7 +399,7 @@ class TableTwins:
             )
         for line in self.report.contradictions():
             logger.warning("%s", line)
-        return f"There are {what}, probably the same image: scores may be too high." if pairs else ""
+        return f"Twins: {what}, probably the same image: scores may be too high." if pairs else ""
 
     def grouped(self) -> TableTwins:
         """The table with one patient for the twins of a group."""

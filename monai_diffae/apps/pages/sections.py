@@ -139,7 +139,7 @@ def _answers(model: ReportData) -> list[dict[str, str]]:
         answers.append(("bad", f"Omitted: {', '.join(failed)}.", 'The section "What failed" says why.'))
     if num := len(model.failures):
         advice = 'The section "What failed" lists them with the reasons.'
-        answers.append(("bad", f"{counted(num, 'scan')} could not be used.", advice))
+        answers.append(("bad", f"{counted(num, "slice" if model.slices else "scan")} could not be used.", advice))
     return [dict(zip(("kind", "text", "advice"), answer, strict=True)) for answer in answers]
 
 
@@ -197,7 +197,7 @@ def _cautions(model: ReportData) -> Iterator[str]:
     if model.few_images is not None:
         yield (
             f"{model.few_images} training images are few for a {model.spatial_dims}D model. Compare it with the "
-            "baselines, or fine-tune a trained model of such scans; more minutes hardly help."
+            "baselines, or fine-tune a trained model of such scans."
         )
     if model.is_embedded and split_origin(model.table) == "drawn":
         yield "It is not known which of these scans the model was trained on, so its scores may be too high."

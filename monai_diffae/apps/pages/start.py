@@ -286,7 +286,8 @@ class FirstHour:
         if predicted := data.predicted:
             new = {"bundle": self.model, "cohort": "new_scans", "out": "predicted", "labelled": data.embeddings}
             yield "Predict the labels of new scans:", command_line("predict", {**new, "targets": predicted})
-        if data.is_embedded and "test" in set(data.table.get("split", ())):  # val has calibrated the maps
+        is_calibrated = (layout.models_folder(self.model) / layout.ANOMALY).is_file()
+        if is_calibrated and data.is_embedded and "test" in set(data.table.get("split", ())):  # val has calibrated
             unusual = {**opened, "out": self.out / "anomaly", "split": "test", "limit": 8}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
         if data.few_images is not None and not data.slices:

@@ -229,6 +229,8 @@ class _Source:
             try:
                 target = labels.read_target(table[name].tolist(), name, kind=kinds.get(name, "auto"))
                 fitted.append(predictors.fit_predictor(codes, target, patients, seed))
+                if not tables.knows_patients(table):
+                    del fitted[-1].scores["num_patients"]
             except ConfigError as error:
                 if targets or len(names) == 1:
                     raise
@@ -323,11 +325,9 @@ def _measured(table: pd.DataFrame, rows: pd.DataFrame, model: Model, seed: int) 
 def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     """What to expect of each label, what was predicted, and which scans are in doubt."""
     for target, row in figures["scores"].items():
-        patients = row.get("num_patients")
-        among = (
-            counted(row["num_cases"], "labelled case") if patients is None else counted(patients, "labelled patient")
-        )
-        yield f"{target}: expect {_score(row)}, as for held-out patients among {among}; from {row['features']}"
+        unit, number = ("patient", row["num_patients"]) if "num_patients" in row else ("case", row["num_cases"])
+        among = counted(number, f"labelled {unit}")
+        yield f"{target}: expect {_score(row)}, as for held-out {unit}s among {among}; from {row['features']}"
         if not metrics.is_above_chance(row):
             yield f"{target}: this may be chance, so do not use what is predicted; label more patients"
         if measured := figures["measured"].get(target):

@@ -65,7 +65,7 @@
       side.replaceChildren(element("h3", { textContent: data.ids[i] }), thumbnail(i, data.ids[i]), facts(i, NUM_LABELS));
       if (near.length) {
         const strip = element("div", { className: "strip-of-cases" }, ...near.map(neighbor));
-        side.append(element("h4", { textContent: "Nearest cases of other patients" }), strip);
+        side.append(element("h4", { textContent: "Nearest neighbors" }), strip);
       }
     }
 

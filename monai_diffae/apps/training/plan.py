@@ -18,7 +18,7 @@ from monai_diffae.apps.settings import Key, Planning, colour_values
 from monai_diffae.bundle.code import check_code
 from monai_diffae.bundle.config import build, check_dimensions, check_rules, find_device, sequence_values, unknown_key
 from monai_diffae.bundle.folders import shipped_bundle
-from monai_diffae.data.cases import Case
+from monai_diffae.data.cases import Case, spread_cases
 from monai_diffae.data.progress import count_by_label, track
 from monai_diffae.errors import CohortError, ConfigError, MachineError, counted
 from monai_diffae.lazy import on_first_use
@@ -36,7 +36,7 @@ FEW_SCANS = {2: 300, 3: 100}  # by number of axes; the smallest cohorts with use
 _GIB = 2**30
 _USABLE = 0.8  # of the free memory
 _MAX_NAMES = 5  # most failed scans that are listed on a terminal
-_MEASURED_SCANS = 3
+_MEASURED_SCANS = 6
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def plan(
     work = speeds.Work(
         len(train), len(val), {key: machine.value(key) for key in (*speeds.TIME_KEYS, "picture_steps")}, overrides
     )
-    items = [case.item() for case in train[:_MEASURED_SCANS]]
+    items = [case.item() for case in spread_cases(train, _MEASURED_SCANS)]  # the first slices may be empty
 
     def measure(settings: Mapping[str, Any]) -> speeds.Speed:
         batch_size = max(1, min(int(settings["batch_size"]), len(train)))

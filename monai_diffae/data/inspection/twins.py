@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from monai_diffae.data.cases import TWINS, Case, Images, Label, label_names, marks_twins
+from monai_diffae.data.cases import TWINS, Case, Images, Label, are_patients_known, label_names, marks_twins
 from monai_diffae.data.fingerprints import digest
 from monai_diffae.data.formats.axes import to_ras
 from monai_diffae.data.formats.scan import Floats, Scan, Voxels
@@ -181,19 +181,21 @@ class TwinReport:
     contradictory: list[Pair]  # one pair per group and label that its scans do not share
     other_patients: list[Pair]  # one pair per group with several patients
     is_grouped: bool = False  # whether twins count as one patient
+    knows_patients: bool = True
 
     def lines(self) -> Iterator[str]:
         """Lines with counts, examples and advice; none if there are no twins."""
         if not self.groups:
             return
         scans = f"{sum(map(len, self.groups))} scans in {counted(len(self.groups), 'group')}"
-        kinds = f"{self.num_identical} identical, {len(self.other_patients)} of different patients"
+        patients = f"{len(self.other_patients)} of different patients" if self.knows_patients else "patients unknown"
+        kinds = f"{self.num_identical} identical, {patients}"
         examples = _listed(" = ".join(ids[:3]) for ids in self.groups)
         yield f"twins: {scans} are identical or nearly so ({kinds}): {examples}"
         if self.other_patients and self.is_grouped:
-            yield "the patients of twins count as one patient"
+            yield "twins count as one patient"
         elif self.other_patients and not self.separated:
-            yield f"a random split may separate twins of different patients; {ADVICE}"
+            yield f"a random split may separate them; {ADVICE}"
         yield from self.problems()
 
     def problems(self) -> Iterator[str]:
@@ -223,7 +225,8 @@ class TwinReport:
 def report_twins(cases: Sequence[Case], groups: Sequence[TwinGroup]) -> TwinReport:
     """Report the twins among cases; labels with at most 20 different values, none a fraction, are compared."""
     classes = [name for name in label_names(cases) if are_classes([case.labels.get(name) for case in cases])]
-    report = TwinReport([], sum(group.is_identical for group in groups), [], [], [])
+    num_identical = sum(group.is_identical for group in groups)
+    report = TwinReport([], num_identical, [], [], [], knows_patients=are_patients_known(cases))
     for group in groups:
         members = [cases[position] for position in group.members]
         report.groups.append([case.id for case in members])

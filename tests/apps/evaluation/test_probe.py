@@ -331,7 +331,7 @@ def test_twins_of_different_patients_are_listed(table, with_twins, write, caplog
     )
     assert lines[1].startswith("5 pairs of twins with different labels: ")
     assert len(result.figures["twins"]["groups"]) == 10
-    assert "There are 10 groups of cases of different patients" in result.figures["verdicts"][0]["sentence"]
+    assert "Twins: 10 groups of cases of different patients" in result.figures["verdicts"][0]["sentence"]
     assert len(result.figures["twins"]["contradictory"]) == 5
     assert json.loads(json.dumps(result.figures)) == result.figures
     assert probe(write(table), targets=["age"], **LINEAR).figures["twins"]["groups"] == []

@@ -53,8 +53,8 @@ def pictures(tmp_path):
 def test_twins_are_listed_and_marked(pictures, tmp_path):
     result = list_scans(pictures, tmp_path / "scans.csv")
     assert [line for line in result.lines() if "twins " in line or "twins:" in line] == [
-        "twins: 2 scans in 1 group are identical or nearly so (1 identical, 1 of different patients): 1 = copy",
-        f"a random split may separate twins of different patients; {ADVICE}",
+        "twins: 2 scans in 1 group are identical or nearly so (1 identical, patients unknown): 1 = copy",
+        f"a random split may separate them; {ADVICE}",
         "1 pair of twins with different labels: 1 (label benign) and copy (label malignant); correct or remove them",
     ]
     assert result.figures["twins"]["groups"] == [["1", "copy"]]
