@@ -139,7 +139,8 @@ def _answers(model: ReportData) -> list[dict[str, str]]:
         answers.append(("bad", f"Omitted: {', '.join(failed)}.", 'The section "What failed" says why.'))
     if num := len(model.failures):
         advice = 'The section "What failed" lists them with the reasons.'
-        answers.append(("bad", f"{counted(num, "slice" if model.slices else "scan")} could not be used.", advice))
+        unusable = counted(num, "slice" if model.slices else "scan")
+        answers.append(("bad", f"{unusable} could not be used.", advice))
     return [dict(zip(("kind", "text", "advice"), answer, strict=True)) for answer in answers]
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -228,9 +228,10 @@ class _Source:
         for name in names:
             try:
                 target = labels.read_target(table[name].tolist(), name, kind=kinds.get(name, "auto"))
-                fitted.append(predictors.fit_predictor(codes, target, patients, seed))
-                if not tables.knows_patients(table):
-                    del fitted[-1].scores["num_patients"]
+                model = predictors.fit_predictor(codes, target, patients, seed)
+                omitted = None if tables.knows_patients(table) else "num_patients"
+                scores = {key: value for key, value in model.scores.items() if key != omitted}
+                fitted.append(replace(model, scores=scores))
             except ConfigError as error:
                 if targets or len(names) == 1:
                     raise
