@@ -32,8 +32,8 @@ def test_a_table_gives_ids_splits_and_patients(scans, tmp_path):
     for header in ("file,split,patient,grade", "file,Split,Patient,grade"):
         listing = list_with(table, f"{header}\na.png,Training,p1,2\nb.png,test,p2,3\n", folder)
         assert [(c.id, c.split, c.patient, c.labels) for c in listing.cases] == [
-            ("a.png", "train", "p1", {"grade": 2}),
-            ("b.png", "test", "p2", {"grade": 3}),
+            ("a", "train", "p1", {"grade": 2}),
+            ("b", "test", "p2", {"grade": 3}),
         ]
     assert "split: the column Split of labels.csv" in listing.notes
     cases = list_with(table, "id,Split\na,1\nb,2\n", folder).cases  # no names of splits, so a label

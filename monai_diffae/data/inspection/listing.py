@@ -555,7 +555,7 @@ def _with_row(
     if is_patient_id:
         return case
     if not is_shared:
-        name = join.names[row]
+        name = case.id if scan_suffix(join.names[row]) else join.names[row]  # a file's name is an id without its suffix
         return replace(case, id=name, patient=name if case.has_own_patient else case.patient)
     return replace(case, patient=id) if case.has_own_patient else case
 
