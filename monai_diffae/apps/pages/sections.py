@@ -125,10 +125,7 @@ def _answers(model: ReportData) -> list[dict[str, str]]:
     """What the page found out, in sentences: a verdict on each label, wrong labels, and what failed."""
     kinds = {"better": "good", "like": "good", "predicts": "good"}
     answers = [("open" if model.uses_z_sem else "bad", text, "") for text in _cautions(model)]
-    answers += [
-        (kinds.get(each.answer, "open"), each.sentence, " ".join(each.lines()[1:] if model.uses_z_sem else []))
-        for each in model.verdicts
-    ]
+    answers += [(kinds.get(each.answer, "open"), each.sentence, " ".join(each.lines()[1:])) for each in model.verdicts]
     if model.is_embedded and not model.labels:
         advice = "Add a table with labels, such as diagnosis, age or sex."
         answers.append(("open", "The scans have no label that can be predicted.", advice))

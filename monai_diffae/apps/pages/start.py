@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,6 +39,7 @@ with on_first_use:
     from monai_diffae.data import cohorts
     from monai_diffae.data.inspection import twins
 
+_FEWEST_CALIBRATING = 19  # scans; with fewer, no p-value of a map is below .05
 _FEWEST_PATIENTS, _FEW_PATIENTS = 10, 200
 _COARSE = 4  # voxels of the model, in those of the scans
 _SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
@@ -286,8 +288,8 @@ class FirstHour:
         if predicted := data.predicted:
             new = {"bundle": self.model, "cohort": "new_scans", "out": "predicted", "labelled": data.embeddings}
             yield "Predict the labels of new scans:", command_line("predict", {**new, "targets": predicted})
-        is_calibrated = (layout.models_folder(self.model) / layout.ANOMALY).is_file()
-        if is_calibrated and data.is_embedded and "test" in set(data.table.get("split", ())):  # val has calibrated
+        splits = Counter(data.table.get("split", ()) if data.is_embedded else ())
+        if splits["test"] and splits["val"] >= _FEWEST_CALIBRATING:  # val has calibrated the maps
             unusual = {**opened, "out": self.out / "anomaly", "split": "test", "limit": 8}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
         if data.few_images is not None and not data.slices:

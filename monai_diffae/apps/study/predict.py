@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 PREDICTOR = "predictor.safetensors"
 FORMAT, VERSION = "monai_diffae.predictor", 2
 _TENSORS = ("weight", "intercept", "mean", "std", "reference", "residuals", "marks")
-_UNLIKE, _LABELLED = "unlike the labelled scans", "is a labelled scan"
+_UNLIKE, _LABELLED, _CHANCE = "unlike the labelled scans", "is a labelled scan", "may be chance"
 
 
 @command
@@ -75,9 +75,9 @@ def predict(
     the label, and the probability of each, ``sick_yes``; for numbers the value with ``age_low`` and ``age_high``,
     which hold that of 90 % of new scans (infinite with fewer than 9 labelled ones). ``sick_doubt`` is ``unlike the
     labelled scans`` if a scan is farther from their mean than 99 % of them, so that its prediction says nothing, or
-    ``is a labelled scan``, or a copy of one, whose label the model knows. ``predictor.safetensors`` is the fitted
-    model: give it as ``labelled`` to use it again. It has 16 numbers per labelled scan, by which these are recognised,
-    and no names.
+    ``is a labelled scan``, or a copy of one, whose label the model knows, or ``may be chance`` for all if the labelled
+    scans do not show that the label can be predicted. ``predictor.safetensors`` is the fitted model: give it as
+    ``labelled`` to use it again. It has 16 numbers per labelled scan, by which these are recognised, and no names.
 
     Along a direction, ``sick_distance`` is the signed distance in standard deviations of the training cases, for
     instance as a measure of severity, and probabilities take both classes to be equally frequent; intervals and the
@@ -269,15 +269,16 @@ def predicted_columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
         model: a predictor or a direction.
         codes: ``[N, D]`` by name: ``z``, and ``wide`` if the model needs it.
     """
+    other = "" if metrics.is_above_chance(_expected(model)) else _CHANCE
     if isinstance(model, latents.Direction):
         z = codes["z"][:, : model.statistics.z_channels]
         predicted = model.predict(z)
         columns = _of_classes(model.classes, np.stack([1 - predicted, predicted], axis=1)) if model.classes else {}
-        doubt = np.where(model.is_fitted_to(z), _LABELLED, "")
+        doubt = np.where(model.is_fitted_to(z), _LABELLED, other)
         return {"": predicted, **columns, "_distance": model.distance(z) / model.std, "_doubt": doubt}
     x, half = codes[model.features], model.half_width
     predicted = model.predict(x)
-    doubt = np.where(model.is_labelled(x), _LABELLED, np.where(model.is_unlike(x), _UNLIKE, ""))
+    doubt = np.where(model.is_labelled(x), _LABELLED, np.where(model.is_unlike(x), _UNLIKE, other))
     numbers = {"": predicted, "_low": predicted - half, "_high": predicted + half}
     return {**(_of_classes(model.classes, predicted) if model.classes else numbers), "_doubt": doubt}
 
