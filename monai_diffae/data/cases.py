@@ -121,7 +121,7 @@ def share_known(cases: Sequence[Case]) -> float:
         for case in cases
         for name in (case.id, case.file_name)
     }
-    return sum(case.patient_is_given or case.patient not in names for case in cases) / len(cases)
+    return sum(case.patient_is_given or case.patient not in names for case in cases) / max(1, len(cases))
 
 
 def are_patients_known(cases: Sequence[Case]) -> bool:

@@ -63,7 +63,7 @@ def test_it_continues_the_trained_model_on_the_images_that_are_given(bundle, ima
     table = pd.DataFrame({"image": images[:5], "split": ["train"] * 3 + ["val"] * 2})
     table.to_csv(tmp_path / "same.csv", index=False)
     now = read_description(model)
-    counts = {"train": 3, "val": 2, "test": 0, "scans": 5, "patients": 5}
+    counts = {"train": 3, "val": 2, "test": 0, "scans": 5}
     assert now["data"] == {"fingerprint": split_cohort(tmp_path / "same.csv").fingerprint, **counts}
     changed = {key for key in described.keys() | now.keys() if described.get(key) != now.get(key)}
     assert changed <= {"data", "figures", "recipe", "versions"}

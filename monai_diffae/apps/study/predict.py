@@ -293,7 +293,7 @@ def _expected(model: Model) -> dict[str, Any]:
     if not isinstance(model, latents.Direction):
         return {**model.scores, "features": model.features}
     metric = "auroc" if model.classes else "r2"
-    scores = {"metric": metric, "score": model.score, "low": model.low, "high": model.high}
+    scores = {"metric": metric, "score": model.score, "low": model.low, "high": model.high, "p": model.p}
     return {**scores, "features": "z", "num_cases": model.num_cases}
 
 
