@@ -57,7 +57,8 @@ def test_the_new_model_is_served_and_broken_images_are_left_out(serve, bundle_3d
         result = train(server, **USUAL).json()
     assert "are ignored: dataloader, dataset, device, gpus, multi_gpu, name, pretrained, tracking_uri" in caplog.text
     assert all(
-        line in caplog.messages for line in ("6 scans of unknown patients: 6 images", "train: 2 images", "val: 4 images")
+        line in caplog.messages
+        for line in ("6 scans of unknown patients: 6 images", "train: 2 images", "val: 4 images")
     )
     assert (result["images"], result["failed"]) == (6, 1)
     assert "held-out scans, the lowest possible p-value is" in caplog.text
