@@ -217,7 +217,7 @@ class Session:
     def choose(self, choice: Choice) -> list[Case]:
         """The selected cases: those with the given ids in their order, else the first ``limit`` of a split."""
         cases = self.cohort.choose(choice.cases, choice.split, choice.limit)
-        if choice.split is not None and self.may_hold_training_cases:
+        if choice.split is not None and self.may_hold_training_cases and len(self.cohort.cases) > 1:
             logger.warning(
                 "this is not the cohort of the training, so its split is drawn at random and does not say which cases "
                 "the model was trained on; to evaluate the model, add a column split (test for new scans)"

@@ -88,6 +88,8 @@ def colour_values(colour: Colour | None) -> dict[str, Any]:
 
 
 PlanningOrTraining = TypeVar("PlanningOrTraining", bound="Planning")
+FEWEST_CALIBRATING = 19
+"""Scans that calibrate anomaly maps; with fewer, no p-value can be below .05."""
 NONE_GIVEN: Mapping[str, Any] = {}
 """The default of columns and overrides that are arguments of a function; every call gets a copy."""
 

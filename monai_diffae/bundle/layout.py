@@ -55,13 +55,8 @@ def model_file(bundle: PathLike) -> Path:
         raise ConfigError(f"{root.name}: there is no such file; give a trained bundle, or the file of its model").at(
             root
         )
-    inner = root / "model" / MODELS / MODEL  # in a folder of start
-    other = (
-        f"choose {root.name}/model"
-        if inner.is_file()
-        else "choose a trained one"
-        if root.is_dir()
-        else "check the path: there is no such folder"
-    )
+    other = "choose a trained one" if root.is_dir() else "check the path: there is no such folder"
+    if (root / "model" / MODELS / MODEL).is_file():  # a folder of start
+        other = f"choose {root.name}/model"
     error = ConfigError(f"{root.resolve().name}: there is no {MODELS}/{MODEL}; train the bundle first, or {other}")
     raise error if root.is_dir() else error.at(root)

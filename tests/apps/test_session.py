@@ -75,6 +75,8 @@ def test_a_split_that_is_drawn_again_is_one_warning(tiny_bundle, caplog, tmp_pat
     origin, (line,) = opened(tmp_path / "drawn.csv")
     assert origin == "drawn"
     assert line.startswith("this is not the cohort of the training, so its split is drawn at random")
+    assert str(tmp_path) not in line
+    assert opened(table["image"][0])[1] == []  # one scan is in no split to be judged on
     rewrite(bundle, data={})  # as in bundles with shipped weights
     assert opened(tmp_path / "drawn.csv") == ("drawn", [])
 

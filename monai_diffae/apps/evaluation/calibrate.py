@@ -14,7 +14,7 @@ from cyclopts import Group, Parameter
 from monai_diffae import bundle as bundles
 from monai_diffae import inferers, metrics
 from monai_diffae.apps.record import only_run
-from monai_diffae.apps.settings import Choice, Seed, Split
+from monai_diffae.apps.settings import FEWEST_CALIBRATING, Choice, Seed, Split
 from monai_diffae.bundle.layout import ANOMALY, models_folder
 from monai_diffae.data.cases import Case, are_patients_known, of_patients
 from monai_diffae.data.fingerprints import json_digest
@@ -35,7 +35,6 @@ with on_first_use:
 logger = logging.getLogger(__name__)
 
 FAILURES = "calibration_failures.csv"
-_FEWEST_SCANS = 19  # with fewer, no p-value can be below .05
 _MOST_VOXELS = 2**22  # of the held-out maps, from which the quantiles are computed
 
 
@@ -129,13 +128,13 @@ def fit_detector(
     measured = [(models.image_key(item["image"]), _residual(trained, item, settings)) for item in items]
     images, residuals = [key for key, _ in measured], torch.cat([residual for _, residual in measured])
     maps = metrics.cross_fitted_maps(residuals, patients.tolist(), settings.floor, settings.smoothing)
-    if scans.max() + 1 < _FEWEST_SCANS:
+    if scans.max() + 1 < FEWEST_CALIBRATING:
         logger.warning(
             "calibration: with %d held-out scans, the lowest possible p-value is %.2g; %d scans or more allow p-values "
             "of .05",
             scans.max() + 1,
             1 / (scans.max() + 2),
-            _FEWEST_SCANS,
+            FEWEST_CALIBRATING,
         )
     voxels = maps.flatten()[:: -(-maps.numel() // _MOST_VOXELS)].double().numpy()
     shares = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-6, 101)[1:], [1.0]])

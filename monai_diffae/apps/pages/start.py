@@ -19,7 +19,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.pages.report import page_result
 from monai_diffae.apps.result import Result
-from monai_diffae.apps.settings import Columns, PageRun, Sequences, Topics
+from monai_diffae.apps.settings import FEWEST_CALIBRATING, Columns, PageRun, Sequences, Topics
 from monai_diffae.apps.steps import Steps
 from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
@@ -39,7 +39,6 @@ with on_first_use:
     from monai_diffae.data import cohorts
     from monai_diffae.data.inspection import twins
 
-_FEWEST_CALIBRATING = 19  # scans; with fewer, no p-value of a map is below .05
 _FEWEST_PATIENTS, _FEW_PATIENTS = 10, 200
 _COARSE = 4  # voxels of the model, in those of the scans
 _SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
@@ -289,7 +288,7 @@ class FirstHour:
             new = {"bundle": self.model, "cohort": "new_scans", "out": "predicted", "labelled": data.embeddings}
             yield "Predict the labels of new scans:", command_line("predict", {**new, "targets": predicted})
         splits = Counter(data.table.get("split", ()) if data.is_embedded else ())
-        if splits["test"] and splits["val"] >= _FEWEST_CALIBRATING:  # val has calibrated the maps
+        if splits["test"] and splits["val"] >= FEWEST_CALIBRATING:  # val has calibrated the maps
             unusual = {**opened, "out": self.out / "anomaly", "split": "test", "limit": 8}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
         if data.few_images is not None and not data.slices:
