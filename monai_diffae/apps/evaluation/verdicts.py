@@ -19,7 +19,6 @@ Row = Mapping[str, Any]
 
 _WORTH_FINDING = {"auroc": 0.7, "r2": 0.2}  # smaller effects need far more patients
 _ALPHA, _POWER = 0.05, 0.8
-_WIDE_IS_BETTER = "Wide features predict it better: use them for classifiers (probe --features wide)"
 _SHRUNK = 0.005  # an R2 of predictions that the regularisation has shrunk to the mean
 
 
@@ -85,8 +84,12 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
         advice = f"compare with probe --nuisance {row['harmonized']}; {verdict.advice}"
         answer = "unclear" if fails else verdict.answer
         verdict = replace(verdict, answer=answer, sentence=lost, advice=advice)
-    is_better = any(each["features"] == WIDE_NAME and (each["difference_high"] or 0) < 0 for each in others)
-    return replace(verdict, advice=f"{verdict.advice}. {_WIDE_IS_BETTER}") if is_better else verdict
+    better = [each for each in others if (each["difference_high"] or 0) < 0]
+    if not better or baseline is None or max(each["score"] for each in better) <= baseline["score"]:
+        return verdict
+    best = max(better, key=lambda each: float(each["score"]))["features"]
+    how = " (probe --features wide)" if best == WIDE_NAME else ""
+    return replace(verdict, advice=f"{verdict.advice}. {best} predicts it better: use it for classifiers{how}")
 
 
 def _left_out(row: Row) -> Row:
@@ -109,14 +112,14 @@ def _claim(row: Row, baseline: Row | None) -> Verdict:
     if baseline["difference_low"] > 0:
         return Verdict(target, "better", sentence, advice, f"{against}, so {name} is better.")
     if baseline["difference_high"] < 0:
-        advice = f"to predict it, {_instead(baseline)}"
+        advice = f"to predict it, use {other}{_longer(row)}"
         return Verdict(target, "worse", sentence, advice, f"{against}, which is better.")
     return Verdict(target, "like", sentence, f"{advice}; {other} will do as well", f"{against}, no clear difference.")
 
 
 def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     target, metric, name, patients = row["target"], row["metric"], row["features"], _patients(row)
-    effect, against, shown = _WORTH_FINDING[metric], "", None
+    effect, longer, against, shown = _WORTH_FINDING[metric], _longer(row), "", None
     if baseline is not None and _predicts(baseline, num_labels):
         against, shown = f"{baseline['features']} predicts it: {_score(baseline)}.", baseline
     elif baseline is not None:
@@ -127,19 +130,19 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     is_worse = shown is not None and (shown["difference_high"] or 0) < 0
     if is_worse or (is_enough and row["high"] is not None and row["high"] < effect):
         sentence = f"{name} hardly predicts {target}, if at all: {_score(row)}, {patients}."
-        advice = "perhaps the images do not show it; or train for longer"
+        advice = f"perhaps the images do not show it{longer}"
         if shown is not None:
-            advice = f"the images show it: {_instead(shown)}"
+            advice = f"the images show it: use {shown['features']}{longer}"
         return Verdict(target, "hardly", sentence, advice, against)
     sentence = f"It is not clear whether {name} predicts {target}: {_score(row)}, {patients}"
     if num_labels > 1 and _predicts(row, 1):
         sentence += f"; one of {num_labels} labels can look like this by chance"
     if shown is not None:
-        advice = f"the images show it: {_instead(shown)}"
+        advice = f"the images show it: use {shown['features']}{longer}"
     elif row.get("where") and row["score"] is None:
         advice = f"collect scans of each class of {target} from at least two values of {row['nuisance']}"
     elif is_enough:
-        advice = "label more patients, or train for longer"
+        advice = f"label more patients{longer}"
     else:
         where = "test on" if row["num_folds"] == 1 else "collect scans of"
         advice = f"{where} more patients; about {needed} show {NAMES[metric]} {effect:g}"
@@ -147,8 +150,8 @@ def _without_claim(row: Row, baseline: Row | None, num_labels: int) -> Verdict:
     return Verdict(target, "unclear", f"{sentence}.", advice, against)
 
 
-def _instead(baseline: Row) -> str:
-    return f"use {baseline['features']}, or train for longer"
+def _longer(row: Row) -> str:
+    return ", or train for longer" if row["features"] in ("z_sem", WIDE_NAME) else ""  # others are not trained
 
 
 def _predicts(row: Row, num_labels: int) -> bool:
@@ -176,9 +179,9 @@ def _patients(row: Row) -> str:
 
 
 def _seen(row: Row) -> str:
-    """How many of the cases the autoencoder has seen, in brackets; nothing if none, or if it is not known."""
+    """How many of the cases the encoder has seen, in brackets; nothing if none, or if it is not known."""
     num_seen = row.get("num_seen_by_autoencoder")
-    return f" (the autoencoder has seen {num_seen} of the {row.get('num_test')} cases)" if num_seen else ""
+    return f" (the encoder has seen {num_seen} of the {row.get('num_test')} cases)" if num_seen else ""
 
 
 def _score(row: Row) -> str:

@@ -15,7 +15,7 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.harmonization import association
 from monai_diffae.latents.probing import nested
 from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, TargetFolds
-from monai_diffae.latents.probing.probes import FeatureSet, Folds, Probe, ProbeModel, regularisations
+from monai_diffae.latents.probing.probes import WIDE_NAME, FeatureSet, Folds, Probe, ProbeModel, regularisations
 from monai_diffae.latents.probing.scores import (
     bootstrapped,
     bounded_interval,
@@ -36,16 +36,18 @@ _LEFT_OUT = [f"left_out_{name}" for name in ("score", "low", "high", "change", "
 _LEAST_FITTED = 4  # cases
 
 
-def _warn_of_seen(targets: Sequence[TargetFolds], split_origin: nested.SplitOrigin | None) -> None:
-    """Log once for all targets how many test cases the autoencoder has seen."""
+def _warn_of_seen(targets: Sequence[TargetFolds], name: str, split_origin: nested.SplitOrigin | None) -> None:
+    """Log once for all targets how many test cases the encoder has seen, whose features are called ``name``."""
     most = max(targets, key=lambda target: target.num_seen or 0)
     if most.num_seen:
         logger.warning(
-            "%sthe autoencoder was trained on patients of %d of the %d test cases (without labels), so the scores of "
-            "z_sem may be too high; set splits to val and test to exclude them",
+            "%s%s patients of %d of the %d test cases (without labels), so the scores of %s may be too high; set splits "
+            "to val and test to exclude them",
             "perhaps " if split_origin == "given" else "",
+            "the autoencoder was trained on" if name in ("z_sem", WIDE_NAME) else f"{name} was fitted to",
             most.num_seen,
             len(most.test_cases),
+            name,
         )
 
 
@@ -126,7 +128,7 @@ def evaluate_probes(
     largest = max(len(train) for target in chosen for train, _ in target.folds)
     if "knn" in settings.probes and largest > nested.MOST_FOR_KNN:
         logger.info("knn compares with %d of up to %d training cases", nested.MOST_FOR_KNN, largest)
-    _warn_of_seen(chosen, split_origin)
+    _warn_of_seen(chosen, feature_sets[0].name, split_origin)
     return evaluated, {name: str(error).removeprefix(f"target '{name}': ") for name, error in errors.items()}
 
 

@@ -110,13 +110,14 @@ class ProbedCases:
         return "train" in self.splits and bool({"val", "test"} & {*self.splits})
 
     def sides(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Whether each of some rows of the table is a training case, and whether it is a test case."""
+        """Whether the probe is fitted to each of some rows of the table, and whether it is tested on it."""
         if not self.has_split:
             raise ConfigError(
                 "evaluation: the table has no training cases, or no validation or test cases; set evaluation to cv, or "
                 "embed a cohort with splits"
             )
-        return self.splits[rows] == "train", self.splits[rows] == ("test" if "test" in self.splits else "val")
+        is_test = self.splits[rows] == ("test" if "test" in self.splits else "val")
+        return ~is_test, is_test
 
     def is_split_enough(self, target: Target) -> bool:
         """Whether the table's split has training cases and enough test patients, in total and of each class."""

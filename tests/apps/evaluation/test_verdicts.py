@@ -22,7 +22,7 @@ def left_out(score, low, high):
 
 
 LEFT_OUT = left_out(0.6, 0.4, 0.7)
-PCA, WIDE = {"features": "PCA of pixels"}, {"features": "wide"}
+PCA, WIDE, WORDS = {"features": "PCA of pixels"}, {"features": "wide"}, {"features": "words"}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,11 @@ PCA, WIDE = {"features": "PCA of pixels"}, {"features": "wide"}
         ([row(0.4, 0.1, 0.8, patients=30), row(0.8, 0.6, 0.9, difference=-0.4, **PCA)], "hardly", "predicts it: AUROC"),
         # the sentence is about wide features only if neither z_sem nor the principal components predict the label
         ([row(0.9, 0.8, 0.95), row(0.8, 0.7, 0.9, difference=0.1, **PCA), row(0.99, 0.9, 1, difference=-0.06, **WIDE)],
-         "better", "Wide features predict it better: use them for classifiers (probe --features wide)."),
+         "better", "wide predicts it better: use it for classifiers (probe --features wide)."),
+        ([row(0.9, 0.8, 0.95), row(0.8, 0.7, 0.9, difference=0.1, **PCA), row(0.96, 0.9, 1, difference=-0.06, **WIDE),
+          row(0.99, 0.9, 1, difference=-0.09, **WORDS)], "better", "words predicts it better: use it for classifiers."),
+        # features that are not trained
+        ([row(0.7, 0.6, 0.8, **WORDS), row(0.8, 0.7, 0.9, difference=-0.1, **PCA)], "worse", "use PCA of pixels."),
         ([row(0.9, 0.8, 0.95), row(0.8, 0.7, 0.9, difference=0.1, **PCA), row(0.9, 0.8, 1, difference=-0.01, **WIDE)],
          "better", "z_sem predicts sex: AUROC 0.90"),
         ([row(0.52, 0.47, 0.57), row(0.5, 0.4, 0.6, difference=0, **PCA), row(0.8, 0.7, 0.9, difference=-0.3, **WIDE)],
