@@ -82,6 +82,9 @@ def test_without_a_split_or_with_few_test_cases_it_is_cross_validated(table, wri
     assert "the autoencoder was trained on patients of 180 of the 200 test cases" in caplog.text
     (row,) = probe(write(table), targets=["age"], evaluation="split", **LINEAR).rows
     assert (row["evaluation"], row["num_test"]) == ("split", 20)
+    table.loc[:30, "split"] = table.loc[:30, "split"].replace("train", "val")  # as drawn for the training
+    (row,) = probe(write(table), targets=["age"], evaluation="split", **LINEAR).rows
+    assert (row["num_train"], row["num_test"]) == (180, 20)
 
 
 def test_what_is_known_of_the_training_follows_from_where_the_split_is_from(table, write, caplog):
