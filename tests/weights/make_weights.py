@@ -1,7 +1,8 @@
 """Put the weights of a trained bundle into ``bundles/``, so that ``monai-diffae init`` has them: ``make weights``.
 
-It writes the models without anything of cases, the figures into the card and the metadata that people wrote (words that
-begin with ``FIGURE_``), and ``tests/weights/<name>/z_sem.csv``: what ``embed`` finds in images of formulas.
+It writes the models in half precision, without anything of cases, the figures into the card and the metadata that
+people wrote (words that begin with ``FIGURE_``), and ``tests/weights/<name>/z_sem.csv``: what ``embed`` finds in images
+of formulas.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from golden_bundles import write_golden_scans
 from make_configs import write_training_config
+from torch import Tensor
 
 from monai_diffae import embed
 from monai_diffae.bundle import init_bundle, layout
@@ -61,10 +64,18 @@ def _write_models(source: Path, target: Path) -> None:
         if "made_from" in description:
             kept = {key: description["made_from"][key] for key in ("num_patients", "num_failed", "config")}
             description["made_from"] = {**kept, "model": file_checksum(target / layout.MODEL)}
-        write_model(target / file, model.kind, model.tensors, description)
+        is_exact = file == layout.ANOMALY  # the scores of its calibration
+        tensors = model.tensors if is_exact else {name: _halved(tensor) for name, tensor in model.tensors.items()}
+        write_model(target / file, model.kind, tensors, description)
     for path in target.iterdir():
         if path.stat().st_size > LARGEST_FILE:
             sys.exit(f"{path.name}: has {path.stat().st_size / 1e6:.1f} MB, but at most 25 MB can be shipped")
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    """A tensor in half precision, unless it would overflow; networks are float32 all the same when it is loaded."""
+    half = tensor.half() if tensor.dtype == torch.float32 else tensor
+    return half if half.isfinite().all() else tensor
 
 
 def _describe_tensors(target: Path) -> None:
