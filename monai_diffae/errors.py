@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T", bound=BaseException)
 
@@ -29,7 +29,7 @@ class DiffAEError(Exception):
     exit_code = 1
     path: str | PathLike[str] | None = None  # as the user typed it, if the message begins with its last part
 
-    def at(self, path: str | PathLike[str]) -> Self:
+    def at(self, path: str | PathLike[str]) -> "DiffAEError":
         """This error, about a path that the user typed: logs and files keep its last part only, as parents name people.
 
         Example:

@@ -136,7 +136,8 @@ def dci(z: ArrayLike, factors: ArrayLike, unseen_z: ArrayLike, unseen_factors: A
     if (np.ptp(y, axis=0) == 0).any() or (np.ptp(unseen_y, axis=0) == 0).any():
         raise ConfigError("factors: one is the same for all cases; leave it out")
     of_z, of_factors = LatentStatistics.of(x), LatentStatistics.of(y)
-    with warnings.catch_warnings(category=ConvergenceWarning, action="ignore"):  # of the weakest penalties
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of the weakest penalties
         fitted = [
             LassoCV(cv=_FOLDS, max_iter=_MOST_ITERATIONS).fit(of_z.normalise(x), values)
             for values in of_factors.normalise(y).T
