@@ -91,7 +91,7 @@ def check_config_of_run(config: dict[str, Any]) -> None:
     check_rules(config)
     if isinstance(config.get("device"), str) and not is_formula(config["device"]):
         find_device(config["device"])
-    check_anchored(config)
+    check_components(config)
 
 
 def check_image_size(
@@ -386,13 +386,12 @@ def check_dimensions(config: dict[str, Any]) -> None:
             raise ConfigError(f"{key} is {quoted(value)}, but spatial_dims is {dims}; give {dims} numbers, or {todo}")
 
 
-def check_anchored(config: Mapping[str, Any]) -> None:
-    """Refuse an anchored encoder where sites would each fit another one, or where it would see latents."""
-    networks = config.get("network_def")
-    encoder = networks.get("encoder") if isinstance(networks, dict) else None  # else a formula
+def check_components(config: Mapping[str, Any]) -> None:
+    """Refuse components of images where each site would fit others, or where they would be fitted to latents."""
     other = next((key for key in ("num_rounds", "first_stage_bundle") if key in config), None)
-    if other and isinstance(encoder, dict) and str(encoder.get("_target_")).endswith(".AnchoredEncoder"):
-        raise ConfigError(f"{other}: an anchored encoder cannot be trained in this way; omit the overlay anchored")
+    targets = {str(part["_target_"]).rpartition(".")[2] for _, part in components(dict(config))} if other else set()
+    if targets & {"AnchoredEncoder", "FixedComponents"}:
+        raise ConfigError(f"{other}: this training cannot use typical patches; omit the overlay words or anchored")
 
 
 def check_required_values(config: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -25,14 +26,14 @@ from monai_diffae.engines.batches import StepBatchSampler
 from monai_diffae.engines.precision import DeviceSettings, Precision, autocast
 from monai_diffae.engines.prepare_batch import AutoencoderPrepareBatch
 from monai_diffae.errors import ConfigError, DivergenceError
-from monai_diffae.networks import AnchoredEncoder
+from monai_diffae.networks import FixedComponents
 from monai_diffae.networks.kernels import reproducible_kernels
 from monai_diffae.policies import check_choice
 
 logger = logging.getLogger(__name__)
 
 _MOST_NAMED, _LONGEST_ID = 3, 18  # cases of a batch in a message, and characters of their ids
-_MOST_FITTED = 10_000  # training cases that an anchored encoder is fitted to
+_MOST_FITTED = 10_000  # training cases that fixed components are fitted to
 _SMALLEST_SCALE = 1e-4  # for fp16 gradients, as in fairseq: a smaller scale is only needed after divergence
 
 
@@ -215,17 +216,30 @@ class DiffusionTrainer(ResumableTrainer):
 
     Args:
         schedule: the noise schedule, which weights the loss of each noise level.
+        predicted: components that the first numbers of z_sem should be, such as those of typical patches; they are
+            fitted to the training images before the first step. None: nothing is asked of z_sem.
+        predicted_weight: the weight of their mean squared error, which is added to the loss.
         kwargs: arguments of :class:`ResumableTrainer`.
     """
 
-    def __init__(self, *, schedule: Scheduler, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        schedule: Scheduler,
+        predicted: FixedComponents | None = None,
+        predicted_weight: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.schedule = as_schedule(schedule).to(self.state.device)
-        self.add_event_handler(Events.STARTED, self._fit_encoder)
+        self.predicted = None if predicted is None else predicted.to(self.state.device).eval()
+        self.predicted_weight = predicted_weight
+        self.add_event_handler(Events.STARTED, self._fit_components)
 
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,), weighted by its noise level."""
-        with autocast(self.state.device, self.dtype):  # including a first stage in prepare_batch
+        codes: list[Tensor] = []
+        with autocast(self.state.device, self.dtype), _outputs(self._encoder, codes):  # and a first stage
             images, target, args, kwargs = self.prepare_batch(
                 batchdata, self.state.device, self.non_blocking, **self.to_kwargs
             )
@@ -233,15 +247,24 @@ class DiffusionTrainer(ResumableTrainer):
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         error = self.loss_function(output.float(), target).flatten(1).mean(dim=1)
         losses: Tensor = error * self.schedule.loss_weights(kwargs["timesteps"])
-        return losses
+        if self.predicted is None:
+            return losses
+        components = self.predicted(kwargs["condition"]).float()
+        distances = codes[0][:, : components.shape[1]].float() - components
+        return losses + self.predicted_weight * distances.square().mean(dim=1)
 
-    def _fit_encoder(self) -> None:
-        """Fit an anchored encoder to the training images, unless it was fitted before, e.g. in an earlier run."""
+    @property
+    def _encoder(self) -> nn.Module | None:
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
-        encoder = getattr(network, "encoder", None)
-        if not isinstance(encoder, AnchoredEncoder) or encoder.is_fitted:
-            return
+        return getattr(network, "encoder", None)
+
+    def _fit_components(self) -> None:
+        """Fit fixed components to the training images, unless they were fitted before, e.g. in an earlier run."""
+        parts = [part for part in (self._encoder, self.predicted) if isinstance(part, FixedComponents)]
+        parts = [part for part in parts if not part.is_fitted]
         loader, prepare = cast(Any, self.data_loader), cast(AutoencoderPrepareBatch, self.prepare_batch)
+        if not parts:
+            return
         cases = loader.dataset.without_augmentation()
 
         def image(index: int) -> Tensor:
@@ -249,7 +272,25 @@ class DiffusionTrainer(ResumableTrainer):
             return alone if prepare.first_stage is None else prepare.first_stage.encode(alone)
 
         indices = range(0, len(cases), -(-len(cases) // _MOST_FITTED))
-        encoder.fit(image(index) for index in track(indices, "fitting the anchored encoder"))
+        for part in parts:
+            part.fit(image(index) for index in track(indices, "fitting components of typical patches"))
+
+
+@contextmanager
+def _outputs(network: nn.Module | None, found: list[Tensor]) -> Iterator[None]:
+    """Keep what a network returns, or the first of several tensors."""
+    if network is None:
+        yield
+        return
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, (tuple, list)) else output)
+
+    handle = network.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 # -- figures of a step -------------------------------------------------------------------------------------------------

@@ -182,6 +182,8 @@ class CheckpointKeeper:
 
     def _start(self, engine: Workflow) -> None:
         self.parts["scaler"] = engine.grad_scaler  # type: ignore[attr-defined]
+        if (predicted := getattr(engine, "predicted", None)) is not None:
+            self.parts["predicted"] = predicted
         self.stop_requests.fulfil()
         if self.enabled:
             self._lock.acquire()

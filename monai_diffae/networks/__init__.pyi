@@ -1,4 +1,5 @@
 from .anchored_encoder import AnchoredEncoder as AnchoredEncoder
+from .anchored_encoder import FixedComponents as FixedComponents
 from .anchored_encoder import PatchWords as PatchWords
 from .anchored_encoder import PooledVoxels as PooledVoxels
 from .arguments import anisotropic_strides as anisotropic_strides

@@ -1,4 +1,4 @@
-"""An encoder whose z_sem contains principal components of fixed features, beside the code of a trained encoder."""
+"""Fixed features of images, their principal components, and an encoder whose z_sem contains these components."""
 
 from __future__ import annotations
 
@@ -149,77 +149,45 @@ def _convolved(x: Tensor, filters: Tensor) -> Tensor:
     return F.conv2d(x, filters) if x.dim() == 4 else F.conv3d(x, filters)
 
 
-class AnchoredEncoder(nn.Module):
-    """Images (B, C, *S) -> z_sem (B, z_channels) = [anchored | free].
+class FixedComponents(nn.Module):
+    """Images (B, C, *S) -> (B, K): principal components of the features of fixed networks, the branches.
 
-    The anchored numbers are principal components of the features of ``branches``, fitted to the training cases before
-    the first step (:meth:`fit`) and then fixed. So a probe on z_sem cannot be far behind one on these components. The
-    free numbers are those of a trained encoder; the decoder sees both.
-
-    Each branch is scaled to a total variance of 1. The components keep their proportions, with a mean variance of 1:
-    the last ones are noise.
+    They are fitted to training images (:meth:`fit`). Each branch is scaled to a total variance of 1. The components
+    keep their proportions, with a mean variance of 1: the last ones are noise.
 
     Args:
-        free: the encoder that is trained, such as a :class:`~monai_diffae.networks.SemanticEncoder`.
         branches: fixed networks, images -> features (B, F), each with the attribute ``out_features``, such as
-            :class:`PooledVoxels`, or a frozen :class:`~monai_diffae.networks.PlanarAdapter`.
-        anchored_channels: the number of components; with n training cases, those after the first n - 1 are 0.
-        free_dropout: the probability in training that an image's free numbers are replaced by 0, so that the decoder
-            also uses the anchored ones.
+            :class:`PatchWords`, :class:`PooledVoxels`, or a frozen :class:`~monai_diffae.networks.PlanarAdapter`.
+        channels: the number K of components; with n training cases, those after the first n - 1 are 0.
 
     Example:
-        >>> from monai_diffae.networks import SemanticEncoder
-        >>> free = SemanticEncoder(2, 1, z_channels=4, base_channels=8, channel_mult=(1, 2), num_res_blocks=1)
-        >>> encoder = AnchoredEncoder(free, [PooledVoxels([4, 4])], anchored_channels=8)
-        >>> encoder.fit([torch.randn(20, 1, 16, 16)])
-        >>> encoder.eval()(torch.zeros(2, 1, 16, 16)).shape
-        torch.Size([2, 12])
+        >>> components = FixedComponents([PooledVoxels([4, 4])], channels=8)
+        >>> components.fit([torch.randn(20, 1, 16, 16)])
+        >>> components(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 8])
     """
 
     if TYPE_CHECKING:
         mean: Tensor
         axes: Tensor
 
-    def __init__(
-        self, free: nn.Module, branches: Sequence[nn.Module], anchored_channels: int = 128, free_dropout: float = 0.1
-    ) -> None:
+    def __init__(self, branches: Sequence[nn.Module], channels: int) -> None:
         super().__init__()
-        width: int = free.z_channels  # type: ignore[assignment]
-        self.free = free
         self.branches = nn.ModuleList(branches)
         self.branches.requires_grad_(False)
         self.widths = [int(branch.out_features) for branch in branches]  # type: ignore[arg-type]
-        self.anchored_channels = anchored_channels
-        self.free_dropout = free_dropout
-        self.z_channels = anchored_channels + width
-        for name in ("spatial_dims", "in_channels", "size_divisors"):
-            setattr(self, name, getattr(free, name, None))
         self.register_buffer("mean", torch.zeros(sum(self.widths)))
-        self.register_buffer("axes", torch.zeros(anchored_channels, sum(self.widths)))
+        self.register_buffer("axes", torch.zeros(channels, sum(self.widths)))
 
-    def train(self, mode: bool = True) -> AnchoredEncoder:
+    def train(self, mode: bool = True) -> FixedComponents:
         """Switch between training and evaluation; the branches stay in evaluation mode."""
         super().train(mode)
         self.branches.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode images (B, C, *S) to z_sem (B, z_channels), in the dtype of ``x`` (also under autocast)."""
-        free = self.free(x)
-        if self.training and self.free_dropout > 0:
-            free = free * (torch.rand(free.shape[0], 1, device=free.device) >= self.free_dropout)
-        return torch.cat([self._anchored(x), free.to(x.dtype)], dim=1)
-
-    @torch.jit.unused
-    def features(self, x: Tensor) -> Tensor:
-        """The anchored numbers with the features (B, K + F) of ``free`` before its last layer."""
-        return torch.cat([self._anchored(x), self.free.features(x)], dim=1)  # type: ignore[operator]
-
-    @torch.jit.unused
-    def project(self, features: Tensor) -> Tensor:
-        """z_sem (B, z_channels) from :meth:`features`."""
-        anchored, free = features.tensor_split([self.anchored_channels], dim=1)
-        return torch.cat([anchored, self.free.project(free.contiguous())], dim=1)  # type: ignore[operator]
+        """The components (B, K) of images (B, C, *S), in their dtype (also under autocast)."""
+        return self.components(x)
 
     @property
     def is_fitted(self) -> bool:
@@ -246,26 +214,80 @@ class AnchoredEncoder(nn.Module):
             ]
         )
         if not scale.isfinite().all():
-            raise ConfigError(f"AnchoredEncoder: cannot be fitted to {counted(num, 'image')} without variation")
-        stds, axes = _principal_axes(centred * scale, self.anchored_channels)
+            raise ConfigError(f"FixedComponents: cannot be fitted to {counted(num, 'image')} without variation")
+        stds, axes = _principal_axes(centred * scale, len(self.axes))
         axes = axes / stds.square().mean().sqrt() * scale
         self.mean.copy_(mean)
         self.axes.zero_()
         self.axes[: len(axes)] = axes.to(self.axes)
 
-    def _anchored(self, x: Tensor) -> Tensor:
-        """Without autocast: distances to words would lose most of their digits."""
+    def components(self, x: Tensor) -> Tensor:
+        """As :meth:`forward`; without autocast, as distances to words would lose most of their digits."""
         if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript would compile a second condition
             if torch.is_autocast_enabled(x.device.type):
                 with torch.autocast(x.device.type, enabled=False):
-                    return self._components(x)
-        return self._components(x)
+                    return self._projected(x)
+        return self._projected(x)
 
-    def _components(self, x: Tensor) -> Tensor:
+    def _projected(self, x: Tensor) -> Tensor:
         features: list[Tensor] = []
         for branch in self.branches:
             features.append(branch(x))
         return torch.matmul(torch.cat(features, dim=1) - self.mean, self.axes.t()).to(x.dtype)
+
+
+class AnchoredEncoder(FixedComponents):
+    """Images (B, C, *S) -> z_sem (B, z_channels) = [anchored | free].
+
+    The anchored numbers are fixed components, fitted to the training cases before the first step. So a probe on z_sem
+    cannot be far behind one on these components. The free numbers are those of a trained encoder; the decoder sees
+    both.
+
+    Args:
+        free: the encoder that is trained, such as a :class:`~monai_diffae.networks.SemanticEncoder`.
+        branches: as in :class:`FixedComponents`.
+        anchored_channels: the number of components.
+        free_dropout: the probability in training that an image's free numbers are replaced by 0, so that the decoder
+            also uses the anchored ones.
+
+    Example:
+        >>> from monai_diffae.networks import SemanticEncoder
+        >>> free = SemanticEncoder(2, 1, z_channels=4, base_channels=8, channel_mult=(1, 2), num_res_blocks=1)
+        >>> encoder = AnchoredEncoder(free, [PooledVoxels([4, 4])], anchored_channels=8)
+        >>> encoder.fit([torch.randn(20, 1, 16, 16)])
+        >>> encoder.eval()(torch.zeros(2, 1, 16, 16)).shape
+        torch.Size([2, 12])
+    """
+
+    def __init__(
+        self, free: nn.Module, branches: Sequence[nn.Module], anchored_channels: int = 128, free_dropout: float = 0.1
+    ) -> None:
+        super().__init__(branches, anchored_channels)
+        width: int = free.z_channels  # type: ignore[assignment]
+        self.free = free
+        self.anchored_channels = anchored_channels
+        self.free_dropout = free_dropout
+        self.z_channels = anchored_channels + width
+        for name in ("spatial_dims", "in_channels", "size_divisors"):
+            setattr(self, name, getattr(free, name, None))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode images (B, C, *S) to z_sem (B, z_channels), in the dtype of ``x`` (also under autocast)."""
+        free = self.free(x)
+        if self.training and self.free_dropout > 0:
+            free = free * (torch.rand(free.shape[0], 1, device=free.device) >= self.free_dropout)
+        return torch.cat([self.components(x), free.to(x.dtype)], dim=1)
+
+    @torch.jit.unused
+    def features(self, x: Tensor) -> Tensor:
+        """The anchored numbers with the features (B, K + F) of ``free`` before its last layer."""
+        return torch.cat([self.components(x), self.free.features(x)], dim=1)  # type: ignore[operator]
+
+    @torch.jit.unused
+    def project(self, features: Tensor) -> Tensor:
+        """z_sem (B, z_channels) from :meth:`features`."""
+        anchored, free = features.tensor_split([self.anchored_channels], dim=1)
+        return torch.cat([anchored, self.free.project(free.contiguous())], dim=1)  # type: ignore[operator]
 
 
 def _fitted(branch: nn.Module, parts: list[Tensor]) -> Tensor:

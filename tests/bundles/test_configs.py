@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
 import monai_diffae
-from monai_diffae.bundle.config import check_anchored, check_config, check_rules
+from monai_diffae.bundle.config import check_components, check_config, check_rules
 from monai_diffae.bundle.loading import inferer_settings
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import preset
@@ -195,12 +195,12 @@ def test_a_value_out_of_range_is_named(value, words):
 
 
 @pytest.mark.parametrize("key", ["num_rounds", "first_stage_bundle"])
-def test_an_anchored_encoder_is_refused_in_federations_and_on_latents(key):
-    overlay = read(ROOT / "configs" / "anchored.json")
-    config = {"network_def": {"encoder": overlay["network_def#encoder"]}}
-    check_anchored(config)
-    with pytest.raises(ConfigError, match=f"^{key}: an anchored encoder cannot be trained in this way"):
-        check_anchored({**config, key: 2})
+def test_typical_patches_are_refused_in_federations_and_on_latents(key):
+    overlay = read(ROOT / "configs" / "words.json")
+    config = {"train": {"trainer": {"predicted": overlay["train#trainer#predicted"]}}}
+    check_components(config)
+    with pytest.raises(ConfigError, match=f"^{key}: this training cannot use typical patches"):
+        check_components({**config, key: 2})
 
 
 def test_an_override_of_what_refers_to_a_key_makes_the_key_no_unknown_one(make_workflow):
