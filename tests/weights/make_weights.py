@@ -54,7 +54,7 @@ def _write_models(source: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     shutil.copyfile(source / layout.METRICS, target / layout.METRICS)
-    for file in (layout.MODEL, layout.LATENT_MODEL, layout.ANOMALY):
+    for file in (layout.MODEL, layout.LATENT_MODEL, layout.ANOMALY, layout.WIDE):
         if not (source / file).is_file():
             continue
         model = read_model(source / file)
@@ -64,7 +64,7 @@ def _write_models(source: Path, target: Path) -> None:
         if "made_from" in description:
             kept = {key: description["made_from"][key] for key in ("num_patients", "num_failed", "config")}
             description["made_from"] = {**kept, "model": file_checksum(target / layout.MODEL)}
-        is_exact = file == layout.ANOMALY  # the scores of its calibration
+        is_exact = file in (layout.ANOMALY, layout.WIDE)  # scores of a calibration, and what is small already
         tensors = model.tensors if is_exact else {name: _halved(tensor) for name, tensor in model.tensors.items()}
         write_model(target / file, model.kind, tensors, description)
     for path in target.iterdir():
