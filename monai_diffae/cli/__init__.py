@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from cyclopts import App, Group, Parameter, Token, convert, validators
@@ -117,7 +118,8 @@ def _launcher(app: App, checked: Mapping[Callable[..., Any], Callable[..., Any]]
             with trusting() if trust else nullcontext():
                 return _show(run(*bound.args, **bound.kwargs), as_json=json_output)
         except DiffAEError as error:
-            raise type(error)(_with_dashes(error.on_terminal(), inspect.signature(run).parameters)) from error
+            typed = {Path(token).name for token in tokens}
+            raise type(error)(_with_dashes(error.on_terminal(), inspect.signature(run).parameters, typed)) from error
 
     return launch
 
@@ -199,12 +201,12 @@ def _usage(error: CycloptsError) -> str:
     return f"{error.argument.name}: {plain_reason(details()[0])}"
 
 
-def _with_dashes(message: str, names: Collection[str]) -> str:
-    """An error with its arguments as a command line writes them."""
+def _with_dashes(message: str, names: Collection[str], typed: Collection[str]) -> str:
+    """An error with its arguments as a command line writes them; a file or folder keeps the name that was typed."""
     # ``--batch-size: 0 is below 1`` for ``batch_size: 0 is below 1``, and "set --overwrite" for "set overwrite". Keys
     # of a training's configuration that MONAI names otherwise become the command's arguments.
     name = message.partition(":")[0]
-    if name in names:
+    if name in names and name not in typed:
         message = f"--{message.replace(name, name.replace('_', '-'), 1)}"
     unknown = re.match(r"unknown config key '(\w+)'", message)
     if unknown and (option := difflib.get_close_matches(unknown[1], names, 1)):

@@ -7,15 +7,13 @@ import torch
 from monai.transforms import Flip, LoadImage, Orientation
 from monai.utils import SpaceKeys
 from PIL import Image
-from scan_files import shared
+from scan_files import OBLIQUE, shared
 from tiny_bundles import rewrite
 
 from monai_diffae.bundle import checksum, load_bundle
 from monai_diffae.data import read_cohort, write_scan
 from monai_diffae.errors import ConfigError
 from monai_diffae.inferers import Reconstructor, encode_exactly
-
-OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
 @pytest.fixture(scope="module")

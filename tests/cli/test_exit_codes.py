@@ -67,6 +67,7 @@ def test_1_a_bug(run, monkeypatch, pictures):
         ("embed BUNDLE PICTURES out --batch-size many", "'many' is not a whole number"),
         ("embed BUNDLE PICTURES out --batch-size 0", "--batch-size: 0 is below 1"),
         ("reconstruct BUNDLE PICTURES out --overrides seed=1 seed=2", "'seed' is given twice"),
+        ("embed out PICTURES z", "error: out: there is no models/model.safetensors"),  # not --out
         ("info wrong/name", "error: wrong/name: there is no models/model.safetensors"),
         ("pull wrong/name.zip out", "error: wrong/name.zip: there is no such file"),
     ],

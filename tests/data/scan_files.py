@@ -14,6 +14,7 @@ import pytest
 from monai_diffae.data.scans import ScanNeeds, read_scan
 from monai_diffae.errors import ScanError
 
+OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 _DAC_OVERRIDE, _DAC_READ_SEARCH = 1, 2
 

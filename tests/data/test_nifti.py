@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.nifti1 import Nifti1Extension
-from scan_files import grown_mb, refusal, values
+from scan_files import OBLIQUE, grown_mb, refusal, values
 
 from monai_diffae.data.cohorts import read_cohort
 from monai_diffae.data.scan_states import cohort_fingerprint
@@ -26,9 +26,6 @@ KINDS = {
 }
 
 
-AFFINE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
-
-
 def image_class(path, version):
     if ".hdr" in path.name:
         return {1: nib.Nifti1Pair, 2: nib.Nifti2Pair}[version]
@@ -36,7 +33,7 @@ def image_class(path, version):
 
 
 def save(path, extensions, version=1):
-    image = image_class(path, version)(values(5, 6, 7).astype(np.int16), AFFINE)
+    image = image_class(path, version)(values(5, 6, 7).astype(np.int16), OBLIQUE)
     image.header.extensions.extend(Nifti1Extension(code, content) for code, content in extensions)
     nib.save(image, path)
     return path

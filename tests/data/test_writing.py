@@ -19,14 +19,13 @@ import SimpleITK as sitk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scan_files import no_file_larger_than, values
+from scan_files import OBLIQUE, no_file_larger_than, values
 
 from monai_diffae.data.atomic import PartStore, remove_abandoned, write_atomic
 from monai_diffae.data.scans import ScanNeeds, read_scan, write_scan
 from monai_diffae.errors import ConfigError, MachineError
 
 RNG = np.random.default_rng(0)
-OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
 @pytest.mark.goal(id="R3")

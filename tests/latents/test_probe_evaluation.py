@@ -120,6 +120,14 @@ def test_feature_sets_are_compared_on_the_same_cases_and_targets_that_cannot_be_
         evaluate_probes(table, ["site"], sets, settings)
 
 
+def probe_scanners(label, scanner, z):
+    patients = range(len(z))
+    table = pd.DataFrame({"id": patients, "patient": patients, "label": label, "scanner": scanner})
+    settings = ProbeSettings("cv", probes=("linear",), nuisance="scanner")
+    ((probe,), _) = evaluate_probes(table, ["label"], [FeatureSet.from_values("z_sem", z)], settings)
+    return probe
+
+
 @pytest.mark.parametrize("kind", ["classes", "numbers"])
 def test_differences_between_scanners_are_no_prediction_for_one_that_was_left_out(kind):
     """Scanners shift a feature, and have more ill (or older) patients; within a scanner, there is nothing to learn."""
@@ -127,10 +135,7 @@ def test_differences_between_scanners_are_no_prediction_for_one_that_was_left_ou
     scanner = np.arange(150) % 3
     z = np.column_stack([scanner + 0.2 * generator.normal(size=150), generator.normal(size=(150, 2))])
     age = 10.0 * scanner + generator.normal(size=150)
-    label = age if kind == "numbers" else generator.random(150) < 0.1 + 0.4 * scanner
-    table = pd.DataFrame({"id": range(150), "patient": range(150), "label": label, "scanner": scanner})
-    settings = ProbeSettings("cv", probes=("linear",), nuisance="scanner")
-    ((probe,), _) = evaluate_probes(table, ["label"], [FeatureSet.from_values("z_sem", z)], settings)
+    probe = probe_scanners(age if kind == "numbers" else generator.random(150) < 0.1 + 0.4 * scanner, scanner, z)
     chance = 0.0 if kind == "numbers" else 0.5
     assert probe.row["low"] > chance + 0.1
     assert probe.row["left_out_low"] < chance
@@ -144,10 +149,7 @@ def test_an_effect_that_holds_on_all_scanners_does_not_change_without_one(kind):
     score = own + 2 * scanner  # the label also differs between the scanners
     z = np.column_stack([score, generator.normal(size=240)])
     label = score + generator.normal(size=240)
-    label = label if kind == "numbers" else label > 2
-    table = pd.DataFrame({"id": range(240), "patient": range(240), "label": label, "scanner": scanner})
-    settings = ProbeSettings("cv", probes=("linear",), nuisance="scanner")
-    ((probe,), _) = evaluate_probes(table, ["label"], [FeatureSet.from_values("z_sem", z)], settings)
+    probe = probe_scanners(label if kind == "numbers" else label > 2, scanner, z)
     assert abs(probe.row["left_out_change"]) < 0.05 < probe.row["score"] - probe.row["left_out_score"]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, NormalizeIntensityd, Resized, ResizeWithPadOrCropd
 from PIL import Image
+from scan_files import OBLIQUE
 
 from monai_diffae.data.formats.axes import slice_volume
 from monai_diffae.data.scans import Scan, read_scan, write_scan
@@ -24,7 +25,6 @@ from monai_diffae.transforms.preprocessing import ToRASd, ToSpacingd
 from monai_diffae.transforms.writing import read_image, write_image
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "diffae_3d" / "configs" / "train.json"
-OBLIQUE = np.array([[-0.9, 0.1, 0.3, 40.0], [0.1, 1.1, -0.2, -70.0], [0.1, 0.2, 2.9, 13.0], [0, 0, 0, 1]])
 
 
 def shipped_2d(size=(64, 64), keys="image", axis="axial", **range_):

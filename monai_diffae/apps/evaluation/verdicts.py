@@ -173,9 +173,11 @@ def _low(row: Row, num_labels: int) -> float:
 
 def _patients(row: Row) -> str:
     is_known = row.get("knows_patients", True)
-    one = "patient" if is_known else "case"
-    number = counted(row["num_patients"], one if row["num_folds"] > 1 else f"test {one}")
-    return number if is_known else f"{number} of unknown patients"
+    num_patients, test = row["num_patients"], "" if row["num_folds"] > 1 else "test "
+    if is_known:
+        return counted(num_patients, f"{test}patient")
+    cases = f"{counted(row['num_test'], f'{test}case')} of unknown patients"
+    return cases if num_patients == row["num_test"] else f"{cases}, {num_patients} without twins and second scans"
 
 
 def _seen(row: Row) -> str:

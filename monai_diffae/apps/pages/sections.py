@@ -21,9 +21,12 @@ from monai_diffae.apps.pages.images import LIMIT, PANELS, ReportImages, edit_fra
 from monai_diffae.apps.pages.latent_map import map_data, nearest, outliers, thumbnail_order
 from monai_diffae.apps.pages.scores import calibration_charts, confusion_tables, probe_rows, quality_values
 from monai_diffae.apps.record import read_record, record_of
+from monai_diffae.apps.synthesis.edit import mask_notes
 from monai_diffae.bundle.layout import model_file
 from monai_diffae.bundle.model_file import read_description
+from monai_diffae.data.cases import TWINS, marks_twins
 from monai_diffae.data.embeddings import knows_patients, label_columns, split_origin
+from monai_diffae.data.inspection.twins import listed
 from monai_diffae.errors import counted
 from monai_diffae.latents import Direction
 from monai_diffae.latents.representation import LEAST_USAGE
@@ -263,7 +266,17 @@ def _model_facts(model: ReportData) -> dict[str, Any]:
             training[f"last {name.replace('_', ' ')}"] = number(value)
     changed = {name: json.dumps(value) for name, value in description.get("recipe", {}).items()}
     cohort = None if not model.is_embedded else _cohort_rows(model.table)
-    return {"models": None, "model": facts, "training": training, "changed": changed, "cohort": cohort}
+    tables = {"cohort": cohort, "twins": _twin_sentence(model.table) if cohort else ""}
+    return {"models": None, "model": facts, "training": training, "changed": changed, **tables}
+
+
+def _twin_sentence(cases: pd.DataFrame) -> str:
+    """Which scans are the same image, as ``list-scans`` marks them; empty if none are."""
+    if TWINS not in cases or not marks_twins(TWINS, cases[TWINS]):
+        return ""
+    groups = [ids.astype(str).tolist() for _, ids in cases.groupby(TWINS, sort=False)["id"]]
+    scans, shown = counted(sum(map(len, groups)), "scan"), listed(" = ".join(ids) for ids in groups)
+    return f"{scans} show the same image as another, or nearly so (column {TWINS} of list-scans): {shown}."
 
 
 def _size(summary: Mapping[str, Any]) -> str:
@@ -522,6 +535,7 @@ def _edited_label(model: ReportData, name: str) -> dict[str, Any]:
     if monotone is not None:
         num = rows["id"].nunique()
         texts.append(f"The prediction rises with every step in {round(monotone * num)} of {counted(num, 'case')}.")
+    texts += [f"{note[0].upper()}{note[1:]}." for note in mask_notes(model.result(name).figures)]
     values = model.table.set_index(model.table["id"].astype(str))[direction.target]
     cases = [
         {"id": case_id, "value": values[model.scan_of[str(case_id)]], "frames": _frames(model, name, direction, part)}

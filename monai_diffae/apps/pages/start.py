@@ -180,7 +180,7 @@ class FirstHour:
             *filter(None, [remark]),
             *filter(None, [plan.incomplete]),
             f"training of {plan.bundle}: images of {size}{f' voxels of {spacing} mm' if spacing else ' pixels'}, "
-            f"{counted(plan.settings['max_epochs'], 'epoch')}",
+            f"about {counted(plan.settings['max_epochs'], 'epoch')}; the training measures the speed again",
             *plan.time_lines(),
         ]
         self.record = {

@@ -126,10 +126,12 @@ def edit(
     - ``drift_<target>`` for each direction in ``watch``: how far it moved along that one, in standard deviations;
     - ``change_in_mask``, for cases whose mask marks a voxel of the field of view: the share of the absolute change, in
       the model's range, inside the mask; and ``mask_share``, the share by chance: that of the mask among the voxels of
-      the field of view that are in it or above the lowest tenth of the model's range.
+      the field of view that are in it or above the lowest tenth of the model's range;
+    - ``change_of_brightness`` and ``change_outside``, for cases without a mask: the share of the squared change that is
+      the mean change of all voxels above that tenth, and the share in the other, dark voxels.
 
     An encoder that sees another image than the decoder reconstructs, such as a second modality, cannot encode the
-    edited image. The table then only has ``target`` and ``mse``.
+    edited image. The table then only has ``target``, ``mse`` and the shares.
 
     Args:
         bundle: Folder of a trained bundle.
@@ -144,8 +146,9 @@ def edit(
     Returns:
         The folder; ``num_cases``; ``num_failed``, listed in ``failures.csv``; ``monotone``, the fraction of cases whose
         prediction rises from each strength to the next; ``achieved``, the median of the achieved over the requested
-        strength; with several sequences the mean of each ``share_<sequence>``; and with masks the means of
-        ``change_in_mask`` and ``mask_share``. ``monotone`` and ``achieved`` are None if they cannot be measured.
+        strength; with several sequences the mean of each ``share_<sequence>``; and the means of ``change_in_mask`` and
+        ``mask_share``, or of ``change_of_brightness`` and ``change_outside``. ``monotone`` and ``achieved`` are None if
+        they cannot be measured.
 
     Raises:
         ConfigError: an argument is out of range, the bundle is not trained, a direction or the embeddings belong to
@@ -368,28 +371,42 @@ def _rises(predictions: pd.Series[float], kind: str) -> bool:
 
 
 def shares_in_mask(opened: bundles.ModelCase, change: npt.NDArray[np.float32]) -> dict[str, float]:
-    """The share of a change ``[C, *native S]`` inside a case's mask, and that by chance; nothing without both."""
+    """Where a change ``[C, *native S]`` lies: shares inside the case's mask and by chance; without one, in the dark."""
     mask, native = opened.mask, opened.native
-    if mask is None or not (mask & native.field).any() or not change.any():
+    if not change.any() or (mask is not None and not (mask & native.field).any()):
         return {}
     low, high = opened.trained.model_range
     is_tissue = (native.to_model_range(native.scan.array) > low + _LEAST_TISSUE * (high - low)).any(axis=0)
-    zero = native.to_model_range(np.zeros_like(change))
-    size = np.abs(native.to_model_range(change) - zero).sum(axis=0, dtype=np.float64)
-    inside, tissue = mask & native.field, (mask | is_tissue) & native.field
-    return {"change_in_mask": float(size[inside].sum() / size.sum()), "mask_share": float(inside.sum() / tissue.sum())}
+    is_tissue &= native.field
+    difference = native.to_model_range(change) - native.to_model_range(np.zeros_like(change))
+    if mask is None:
+        squares, tissue = np.square(difference, dtype=np.float64), difference[:, is_tissue]
+        brighter = np.square(tissue.sum(axis=1, dtype=np.float64)).sum() / max(is_tissue.sum(), 1)
+        shares = {"change_of_brightness": brighter, "change_outside": squares[:, ~is_tissue].sum()}
+        return {name: float(share / squares.sum()) for name, share in shares.items()}
+    size = np.abs(difference).sum(axis=0, dtype=np.float64)
+    inside = mask & native.field
+    chance = inside.sum() / (inside | is_tissue).sum()
+    return {"change_in_mask": float(size[inside].sum() / size.sum()), "mask_share": float(chance)}
 
 
 def mean_shares(table: pd.DataFrame) -> dict[str, float]:
     """The means of :func:`shares_in_mask` over cases, if any case has them."""
-    by_case = table.filter(["change_in_mask", "mask_share"]).groupby(table["id"]).mean().dropna()
+    names = ["change_in_mask", "mask_share", "change_of_brightness", "change_outside"]
+    by_case = table.filter(names).groupby(table["id"]).mean()
     return {str(name): float(share) for name, share in by_case.mean().dropna().items()}
 
 
 def mask_notes(figures: Mapping[str, Any]) -> list[str]:
     """Where the change lies, in one sentence, which says so if voxels of the mask change little more than others."""
     if "change_in_mask" not in figures:
-        return []
+        if "change_outside" not in figures:  # nothing changed, or it is a result of an earlier version
+            return []
+        dark = f"{figures['change_outside']:.0%} lies where the scan is dark, as around a head"
+        return [
+            f"no case has a mask: {figures['change_of_brightness']:.0%} of the squared change is the same brightness "
+            f"for all tissue, and {dark}"
+        ]
     share, chance = figures["change_in_mask"], figures["mask_share"]
     if share * (1 - chance) < _LEAST_ODDS * chance * (1 - share):
         return [f"the change is not at the lesion: {share:.0%} of it lies in the mask ({chance:.0%} by chance)"]

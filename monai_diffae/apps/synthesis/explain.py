@@ -90,7 +90,7 @@ def explain(
     - ``outlier_p``: probability of a training case as unusual as the counterfactual, as in ``neighbors``;
       ``is_itself``: whether it is still closer to its own scan than to any other patient's;
     - ``change_<label>``: how far it moved along a label, in standard deviations;
-    - ``change_in_mask`` and ``mask_share``, for cases with a mask: as in ``edit``.
+    - ``change_in_mask`` and ``mask_share``, or ``change_of_brightness`` and ``change_outside``: as in ``edit``.
 
     ``out/labels.csv`` says which labels change, more often than after random changes of the same length: a class if
     the probe's prediction changes, a number if it moves by one standard deviation. ``out/shortcuts.csv`` is a direct
@@ -109,7 +109,7 @@ def explain(
 
     Returns:
         The folder; ``num_cases``, ``num_reached``; ``num_failed``, listed in ``failures.csv``; medians of ``distance``
-        and ``mse`` where the score was reached, with masks also the means of ``change_in_mask`` and ``mask_share``;
+        and ``mse`` where the score was reached, and there also the means of the shares of the change;
         ``labels`` and ``shortcuts``, one row per label or marker; and ``omitted_labels``, with the reason.
 
     Raises:

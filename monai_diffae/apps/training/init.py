@@ -38,4 +38,4 @@ def init(out: Path, *, bundle: str | Path = "diffae_2d", first_stage: Path | Non
     is_trained = (folder / MODELS / MODEL).is_file()
     options = {"out": "results"} if is_trained else {"minutes": 10}
     line = command_line("embed" if is_trained else "train", {"bundle": folder, "cohort": "scans.csv", **options})
-    return Result(folder, next=[f"next: {line}"])
+    return Result(folder, next=[f"next: {line}  # your scans.csv or folder"])

@@ -100,7 +100,7 @@ class Plan:
         table = self.timetable
         yield f"speed: {self.speed}"
         yield f"predicted time: {table}"
-        yield f"the network sees {counted(table.num_images, 'image')} in {counted(table.num_steps, 'step')}"
+        yield f"the network sees about {counted(table.num_images, 'image')} in {counted(table.num_steps, 'step')}"
         if table.total_s > self.budget_s:
             yield "this takes longer than the given time, so max_minutes will end it early: give more minutes"
         if table.num_images < self.needed_images:

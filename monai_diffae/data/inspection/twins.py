@@ -190,7 +190,7 @@ class TwinReport:
         scans = f"{sum(map(len, self.groups))} scans in {counted(len(self.groups), 'group')}"
         patients = f"{len(self.other_patients)} of different patients" if self.knows_patients else "patients unknown"
         kinds = f"{self.num_identical} identical, {patients}"
-        examples = _listed(" = ".join(ids[:3]) for ids in self.groups)
+        examples = listed(" = ".join(ids[:3]) for ids in self.groups)
         yield f"twins: {scans} are identical or nearly so ({kinds}): {examples}"
         if self.other_patients and self.is_grouped:
             yield "twins count as one patient"
@@ -201,7 +201,7 @@ class TwinReport:
     def problems(self) -> Iterator[str]:
         """Lines about twins in different splits and with different labels."""
         if self.separated:
-            groups = f"{counted(len(self.separated), 'group')} of twins in different splits: {_listed(self.separated)}"
+            groups = f"{counted(len(self.separated), 'group')} of twins in different splits: {listed(self.separated)}"
             yield f"{groups}; correct the column split of the table; if it has none, {ADVICE}"
         yield from self.contradictions()
 
@@ -209,7 +209,7 @@ class TwinReport:
         """A line about twins with different labels, if there are any."""
         if self.contradictory:
             pairs = counted(len(self.contradictory), "pair")
-            yield f"{pairs} of twins with different labels: {_listed(self.contradictory)}; correct or remove them"
+            yield f"{pairs} of twins with different labels: {listed(self.contradictory)}; correct or remove them"
 
     def figures(self) -> dict[str, Any]:
         """Everything, as plain values for JSON."""
@@ -282,6 +282,7 @@ def _differing(cases: Sequence[Case], what: str, values: Sequence[Label]) -> lis
     return [*islice(pairs, 1)]
 
 
-def _listed(items: Iterable[object]) -> str:
+def listed(items: Iterable[object]) -> str:
+    """The first five items as text, and the number of the others."""
     texts = [str(item) for item in items]
     return "; ".join(texts[:_EXAMPLES]) + (f"; and {len(texts) - _EXAMPLES} more" if len(texts) > _EXAMPLES else "")

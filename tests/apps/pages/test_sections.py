@@ -39,7 +39,7 @@ def test_texts_of_every_kind_are_escaped(page_reader, tmp_path):
     values = {"omitted": [(BAD, BAD)], "cautions": [BAD], "warnings": [(BAD, [BAD] * 5)], "failed": [{BAD: BAD}]}
     values["caption"] = BAD
     facts = {"models": None, "model": {BAD: BAD, "none": None}, "changed": {BAD: BAD}, "cohort": [{BAD: None}]}
-    facts["training"] = {}
+    facts |= {"training": {}, "twins": BAD}
     charts = {"charts": [Chart(BAD, Markup("<svg></svg>"))]}
     maps = {"maps": [{"name": BAD, "data": {"ids": [BAD], "thumbnails": {}}}]}
     (tmp_path / "page.html").write_text(report_page(

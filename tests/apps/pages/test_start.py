@@ -51,9 +51,11 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert page.sections[:3] == ["conflicts", "reconstructions", "edits"]
     assert page.sections[-2:] == ["next", "log"]
     notes = "\n".join(started.lines())
-    assert "30 cases of unknown patients" in notes
+    counted = "31 cases of unknown patients, 30 without twins and second scans"
+    assert counted in notes
     assert "1 group of scans that are the same have different labels." in notes
-    assert "30 cases of unknown patients" in page.text
+    assert counted in page.text
+    assert "2 scans show the same image as another, or nearly so (column twins of list-scans): again = " in page.text
     assert "1 pair of twins with different labels" in page.text  # a warning from before the training
     assert sum("/scans/" in each.attributes["src"] for each in page.all("img")) == 2  # at their own resolution
     conflicts = pd.read_csv(started.folder / "label_conflicts.csv")
@@ -118,7 +120,7 @@ def test_who_says_no_gets_no_training(pictures, tmp_path, typed, capsys):
     assert result.outcomes == ()
     assert list(result.lines()) == ["not started: nothing was trained"]  # there is no page to open
     assert not (tmp_path / "out" / "model").exists()
-    assert "predicted time" in capsys.readouterr().err
+    assert "; the training measures the speed again\nspeed: " in capsys.readouterr().err
 
 
 def test_what_cannot_be_started_is_one_line(pictures, volumes, tmp_path):

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from monai_diffae import predict
+from monai_diffae.apps.study.predict import read_predictors
 from monai_diffae.errors import ConfigError
 
 
@@ -36,6 +37,9 @@ def test_the_file_of_a_predictor_predicts_the_same(predicted, labelled, tmp_path
     assert list(one.scores) == ["wide"]
     with pytest.raises(ConfigError, match="^targets: predictor.safetensors has no 'age'"):
         predict(labelled.bundle, labelled.cohort, tmp_path / "no", labelled=predicted.predictor, targets=["age"])
+    again.predictor.write_bytes(predicted.predictor.read_bytes()[:-1] + b"?")  # in a number
+    with pytest.raises(ConfigError, match="is damaged"):
+        read_predictors(again.predictor)
 
 
 def test_another_model_or_preprocessing_is_refused(predicted, labelled, tiny_bundle, tmp_path):

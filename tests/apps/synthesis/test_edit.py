@@ -16,6 +16,7 @@ from monai_diffae.data.scans import read_scan
 from monai_diffae.errors import CohortError, ConfigError
 
 STRENGTHS = (-2, 0, 2, 4)
+SHARES = ["change_of_brightness", "change_outside"]  # of cases without a mask
 
 
 def corners(affine, k, shape):
@@ -57,7 +58,7 @@ def table(edited):
 def test_rows_columns_and_files(edited, table, labelled):
     ids = pd.read_csv(labelled.cohort)["id"][:2].tolist()
     measured = ["prediction", "achieved", "mse", "identity", "nearest_other", "is_itself", "drift_tilt"]
-    assert list(table.columns) == ["id", "strength", "target", *measured]
+    assert list(table.columns) == ["id", "strength", "target", *measured, *SHARES]
     assert table["id"].tolist() == [name for name in ids for _ in STRENGTHS]
     assert table["strength"].tolist() == 2 * list(STRENGTHS)
     expected = sorted(f"{name}_{strength:+.2f}.nii.gz" for name in ids for strength in STRENGTHS)
@@ -202,7 +203,7 @@ def test_in_colour_and_of_what_the_encoder_sees(unusual, tmp_path, caplog):
     np.testing.assert_allclose(table["target"][table["strength"] == 0], target, atol=1e-6)
     # an encoder of another image cannot say what became of the drawn one
     columns = [] if len(trained.image_keys) == 2 else ["prediction", "achieved", "mse", "identity", "drift_wide"]
-    assert table.columns.tolist() == ["id", "strength", "target", *(columns or ["mse"])]
+    assert table.columns.tolist() == ["id", "strength", "target", *(columns or ["mse"]), *SHARES]
     assert ("the encoder sees encoder_image" in caplog.text) == (not columns)
 
 

@@ -44,6 +44,9 @@ def test_planted_changes_are_inside_or_outside(unusual, tmp_path):
     assert both["change_in_mask"] == pytest.approx(size[:, :5].sum() / size.sum(), rel=1e-4)
     tissue = (native.to_model_range(scan) > -0.8).any(axis=0)
     assert both["mask_share"] == pytest.approx(mask.sum() / (tissue | (mask[0] > 0)).sum())
+    without = session.trained.open(case)
+    for where, shares in ((tissue, [1, 0]), (~tissue, [0, 1])):  # of brightness, and outside
+        assert [*shares_in_mask(without, where + 0 * scan).values()] == pytest.approx(shares)
 
 
 def test_edit_writes_the_shares_of_the_written_differences(labelled, masked, tmp_path):
@@ -55,9 +58,11 @@ def test_edit_writes_the_shares_of_the_written_differences(labelled, masked, tmp
     share = size[nib.load(pd.read_csv(masked)["mask"][0]).get_fdata() > 0].sum() / size.sum()
     assert rows["change_in_mask"].iloc[0] == pytest.approx(share, rel=1e-5)
     assert made.change_in_mask == pytest.approx(rows["change_in_mask"].mean())
+    assert table["change_outside"].count() == 1  # of the case without a mask: those with an empty one have no cells
 
 
 def test_a_change_that_is_not_at_the_lesion_is_said_to_be_one():
     assert mask_notes({"change_in_mask": 0.06, "mask_share": 0.04})[0].startswith("the change is not at the lesion: 6%")
     for share, chance in ((0.21, 0.04), (0.95, 0.6)):  # twice .6 is more than all: the odds count
         assert "not" not in mask_notes({"change_in_mask": share, "mask_share": chance})[0]
+    assert "no case has a mask: 60%" in mask_notes({"change_of_brightness": 0.6, "change_outside": 0.25})[0]

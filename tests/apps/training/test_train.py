@@ -36,6 +36,7 @@ def test_init_copies_a_shipped_bundle_and_overwrites_nothing(tmp_path):
     folder, following = result.lines()
     assert folder == str(tmp_path / "mine")
     assert following.startswith("next: monai-diffae train ")
+    assert following.endswith("# your scans.csv or folder")
     assert result.json() == {"path": str(tmp_path / "mine")}
     assert json.loads((tmp_path / "mine" / "configs" / "train.json").read_text())["spatial_dims"] == 3
     (tmp_path / "file").write_text("mine")
