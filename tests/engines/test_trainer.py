@@ -132,8 +132,7 @@ def test_the_first_numbers_of_z_sem_are_asked_for_fixed_components(make_trainer,
     images, components = image_data(20).images, FixedComponents([PooledVoxels([2, 2])], channels=3)
     components.fit([images])
     plain, asked = (
-        make_trainer(prepare=FixedNoise, predicted=predicted, predicted_weight=0.5)
-        for predicted in (None, components)
+        make_trainer(prepare=FixedNoise, predicted=predicted, predicted_weight=0.5) for predicted in (None, components)
     )
     asked.network.load_state_dict(plain.network.state_dict())
     batch = {"image": images[:4]}

@@ -190,8 +190,8 @@ class _SmallImages(nn.Module):
 # -- wide features -----------------------------------------------------------------------------------------------------
 # Principal components of what the encoder computes before its last layer, and of how much patches resemble typical ones
 # (PatchWords), scaled to total variances of 1 and 3. The last layer keeps what the decoder needs; a label may need what
-# it leaves out. Words are found without labels, and differ less between hospitals than intensities. Weights that are
-# chosen for each label, by inner cross-validation, were not better than 1 and 3 for any of seven labels of four data sets.
+# it leaves out. Words are found without labels, and differ less between hospitals than intensities. Weights chosen for
+# each label, by inner cross-validation, were not better for seven labels of four data sets.
 
 WIDE_CHANNELS = 256
 """The most wide features; fewer training cases give fewer."""

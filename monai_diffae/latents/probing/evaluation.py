@@ -41,8 +41,8 @@ def _warn_of_seen(targets: Sequence[TargetFolds], name: str, split_origin: neste
     most = max(targets, key=lambda target: target.num_seen or 0)
     if most.num_seen:
         logger.warning(
-            "%s%s patients of %d of the %d test cases (without labels), so the scores of %s may be too high; set splits "
-            "to val and test to exclude them",
+            "%s%s patients of %d of the %d test cases (without labels), so the scores of %s may be too high; "
+            "set splits to val and test to exclude them",
             "perhaps " if split_origin == "given" else "",
             "the autoencoder was trained on" if name in ("z_sem", WIDE_NAME) else f"{name} was fitted to",
             most.num_seen,
