@@ -62,7 +62,7 @@ def _write_models(source: Path, target: Path) -> None:
         if "autoencoder_sha256" in description:
             description["autoencoder_sha256"] = file_checksum(target / layout.MODEL)
         if "made_from" in description:
-            kept = {key: description["made_from"][key] for key in ("num_patients", "num_failed", "config")}
+            kept = {key: description["made_from"][key] for key in ("num_patients", "config")}
             description["made_from"] = {**kept, "model": file_checksum(target / layout.MODEL)}
         is_exact = file in (layout.ANOMALY, layout.WIDE)  # scores of a calibration, and what is small already
         tensors = model.tensors if is_exact else {name: _halved(tensor) for name, tensor in model.tensors.items()}

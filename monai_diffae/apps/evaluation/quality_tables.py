@@ -119,7 +119,7 @@ def mean_interval(values: Floats, groups: npt.ArrayLike) -> tuple[float, float] 
     sums = np.bincount(member, values - values.mean())
     error = np.sqrt(np.square(sums).sum() * num / (num - 1)) / len(values)
     low, high = values.mean() + stats.t.ppf([0.025, 0.975], num - 1) * error
-    return float(low), float(high)
+    return float(max(low, min(0, values.min()))), float(high)  # an error, which is never negative, has no mean below 0
 
 
 TABLES = {
