@@ -211,8 +211,8 @@ def test_wide_features_are_the_components_of_the_training_cases_features(wide, l
         features = trained.network.encoder.features(images)
     is_train = (table["split"] == "train").to_numpy()
     words = fitted_words(images[is_train])
-    parts = [part.numpy() for part in (features, words(images))]
-    features = np.concatenate([part / np.sqrt(part[is_train].var(axis=0).sum()) for part in parts], axis=1)
+    parts = [(features.numpy(), 1), (words(images).numpy(), 3)]
+    features = np.concatenate([x * np.sqrt(v / x[is_train].var(axis=0).sum()) for x, v in parts], axis=1)
     pca = PCA(int(is_train.sum()) - 1, svd_solver="full").fit(features[is_train])
     expected = pca.transform(features) / np.sqrt(pca.explained_variance_.mean())
     np.testing.assert_allclose(np.abs(matrix(table, "wide")), np.abs(expected), atol=2e-3)
