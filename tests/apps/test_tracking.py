@@ -50,6 +50,7 @@ def test_numbers_and_pictures_reach_an_open_run_and_no_case_is_named(labelled, l
     assert logged.metrics.keys() == {
         "directions/age _years__score", "directions/wide_score", "predictions/wide_expected",
         "predictions/wide_measured", "edits/num_cases", "edits/num_failed", "edits/monotone", "edits/achieved",
+        "edits/change_of_brightness", "edits/change_outside",
         "variations/mean_std", "generated/num_images", "generated/accepted",
     }  # fmt: skip
     assert logged.metrics["variations/mean_std"] == pytest.approx(made.mean_std)

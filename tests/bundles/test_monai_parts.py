@@ -92,8 +92,9 @@ def test_the_train_json_of_an_earlier_version_trains_the_same_weights(small_coho
 
 MONAIS = """
     Compose CopyItemsd LrScheduleHandler RandAdjustContrastd RandAffined RandCoarseDropoutd RandFlipd RandGaussianNoised
-    RandSpatialCropd ResizeWithPadOrCropd Resized SimpleInferer monai.networks.nets.AutoencoderKL torch.manual_seed
-    torch.nn.L1Loss torch.nn.MSELoss torch.optim.AdamW
+    RandGaussianSharpend RandGaussianSmoothd RandScaleIntensityd RandSpatialCropd
+    ResizeWithPadOrCropd Resized SimpleInferer monai.networks.nets.AutoencoderKL torch.manual_seed torch.nn.L1Loss
+    torch.nn.MSELoss torch.optim.AdamW
 """
 OURS = """
     apps.evaluation.finish_training bundle.TrainingDescription bundle.check_all_set bundle.check_run
