@@ -217,7 +217,7 @@ class DiffusionTrainer(ResumableTrainer):
     Args:
         schedule: the noise schedule, which weights the loss of each noise level.
         predicted: components that the first numbers of z_sem should be, such as those of typical patches; they are
-            fitted to the training images before the first step. None: nothing is asked of z_sem.
+            fitted to the training images before the first step. None: no such loss.
         predicted_weight: the weight of their mean squared error, which is added to the loss.
         kwargs: arguments of :class:`ResumableTrainer`.
     """
@@ -239,7 +239,7 @@ class DiffusionTrainer(ResumableTrainer):
     def image_losses(self, batchdata: Mapping[str, Any]) -> Tensor:
         """The loss of each image (B,), weighted by its noise level."""
         codes: list[Tensor] = []
-        with autocast(self.state.device, self.dtype), _outputs(self._encoder, codes):  # and a first stage
+        with autocast(self.state.device, self.dtype), _outputs(self._encoder if self.predicted else None, codes):
             images, target, args, kwargs = self.prepare_batch(
                 batchdata, self.state.device, self.non_blocking, **self.to_kwargs
             )

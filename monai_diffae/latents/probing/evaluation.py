@@ -15,7 +15,7 @@ from monai_diffae.errors import ConfigError
 from monai_diffae.latents.harmonization import association
 from monai_diffae.latents.probing import nested
 from monai_diffae.latents.probing.nested import HeldOutPredictions, ProbeSettings, TargetFolds
-from monai_diffae.latents.probing.probes import WIDE_NAME, FeatureSet, Folds, Probe, ProbeModel, regularisations
+from monai_diffae.latents.probing.probes import FeatureSet, Folds, Probe, ProbeModel, regularisations
 from monai_diffae.latents.probing.scores import (
     bootstrapped,
     bounded_interval,
@@ -44,7 +44,7 @@ def _warn_of_seen(targets: Sequence[TargetFolds], name: str, split_origin: neste
             "%s%s patients of %d of the %d test cases (without labels), so the scores of %s may be too high; "
             "set splits to val and test to exclude them",
             "perhaps " if split_origin == "given" else "",
-            "the autoencoder was trained on" if name in ("z_sem", WIDE_NAME) else f"{name} was fitted to",
+            f"{name} was fitted to" if name in ("words", "pca", "planar") else "the autoencoder was trained on",
             most.num_seen,
             len(most.test_cases),
             name,

@@ -117,7 +117,7 @@ class ProbedCases:
                 "embed a cohort with splits"
             )
         is_test = self.splits[rows] == ("test" if "test" in self.splits else "val")
-        return ~is_test, is_test
+        return np.isin(self.splits[rows], ("train", "val")) & ~is_test, is_test
 
     def is_split_enough(self, target: Target) -> bool:
         """Whether the table's split has training cases and enough test patients, in total and of each class."""
