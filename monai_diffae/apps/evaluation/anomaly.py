@@ -201,7 +201,7 @@ def _reference_figures(table: pd.DataFrame) -> dict[str, Any]:
     scores = {}
     for name in _SCORES:
         low, high = mean_interval(marked[name].to_numpy(), marked["patient"]) or (0.0, 1.0)
-        scores[name] = float(marked[name].mean()), max(low, 0.0), min(high, 1.0)
+        scores[name] = float(marked[name].mean()), low, min(high, 1.0)
     has_lesion = known["reference_share"] > 0
     if not has_lesion.all():
         scores["case_auroc"] = score_with_interval("auroc", has_lesion, known["score"], known["patient"].tolist())
