@@ -107,13 +107,13 @@ def check_z_sem(embeddings: PathLike) -> None:
         )
 
 
-def check_same_model(embeddings: PathLike, bundle: PathLike) -> None:
-    """Check that a table of embeddings was made with this bundle, and that its z_sem can be decoded."""
+def check_same_model(embeddings: PathLike, bundle: PathLike, *, averages: bool = False) -> None:
+    """Check that a table of embeddings was made with this bundle, and is of single images or averages may do."""
     check_z_sem(embeddings)
     name, origin = Path(embeddings).name, origin_of(embeddings)
     if origin["model"] != checksum(bundle):
         raise ConfigError(f"{name}: another autoencoder made it; embed the cohort with this bundle")
-    if origin["pool"] not in _IMAGE_POOLS:
+    if origin["pool"] not in _IMAGE_POOLS and not averages:
         option = "patches" if origin["pool"] == "patches" else "pool"
         raise ConfigError(
             f"{name}: its z_sem are averages, which do not belong to single images; embed the cohort without {option}"

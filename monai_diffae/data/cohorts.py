@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 COLUMN_ROLES = ("id", "patient", "split", "mask")
 """The standard column names besides the image keys."""
 
+_ALIKE = 0.8  # names of columns, from 0 to 1
+
 _SECTIONS = ("", "training", "train", "validation", "val", "test", "testing")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2},\d{3}")
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
@@ -274,10 +276,12 @@ def _read_table(path: Path, names: Mapping[str, str], image_keys: tuple[str, ...
         is_needed = role in image_keys and not (role == "image" and sequences and role not in explicit)
         if name not in cells and (is_needed or role in explicit):
             raise _missing_column(path, role, name, cells, is_image=role in image_keys)
-    for role in COLUMN_ROLES:
-        similar = next((name for name in cells if name.lower() == role and name not in names.values()), None)
-        if similar is not None and role not in cells:
-            logger.warning("%s: the column %s is a label; if not, set columns %s=%s", path.name, similar, role, similar)
+    free = {name.lower(): name for name in cells if name not in names.values()}
+    for role in ("image", *COLUMN_ROLES):
+        similar = difflib.get_close_matches(role, free, 1, _ALIKE) if names[role] not in cells else ()
+        for name in map(free.__getitem__, similar):
+            kind = "sequence" if name in sequences else "label"
+            logger.warning("%s: the column %s is a %s; if not, set columns %s=%s", path.name, name, kind, role, name)
     no_labels = {*names.values(), *sequences.values(), *masks}
     labels = as_labels({name: column for name, column in cells.items() if name not in no_labels})
     keys = [key for key in image_keys if names[key] in cells]

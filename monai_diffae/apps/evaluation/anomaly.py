@@ -109,6 +109,7 @@ def anomaly(
 
     figures, skipped = run_once("anomaly", out, results, made_from, make, overwrite=run.overwrite)
     notes = [
+        "anomaly.png shows the most unusual cases",
         f"{figures['num_unusual']} of {figures['num_cases']} cases have a p-value of at most .05",
         *_reference_notes(figures),
     ]

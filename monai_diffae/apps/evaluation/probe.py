@@ -291,17 +291,16 @@ def _score_tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         patients = of_patients(first["num_patients"], first["knows_patients"])
         lines.append(f"{target} ({first['kind']}): evaluated on {counted(first['num_test'], 'case')}{patients}, {how}")
         lines += table_lines(_table(own, has_baseline))
-        if best := best_of_classes(own):
-            pairs = zip(best["classes"], best["confusion"], strict=True)
+        if shown := first_of_classes(own):
+            pairs = zip(shown["classes"], shown["confusion"], strict=True)
             right = [f"{name} {row[code]} of {sum(row)}" for code, (name, row) in enumerate(pairs)]
-            lines.append(f"predicted rightly by {best['features']}: {', '.join(right)}")
+            lines.append(f"predicted rightly by {shown['features']}: {', '.join(right)}")
     return [*lines, "in brackets: number of features, and 95% intervals"]
 
 
-def best_of_classes(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The row of a target's linear probe with the highest score, if it predicts classes."""
-    known = [row for row in rows if row["probe"] == "linear" and row.get("confusion") and row["score"] is not None]
-    return max(known, key=lambda row: row["score"], default=None)
+def first_of_classes(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first row of a target's linear probe, which the verdict is on, if it predicts classes."""
+    return next((row for row in rows if row["probe"] == "linear" and row.get("confusion")), None)
 
 
 def _nuisance_lines(row: Mapping[str, Any]) -> Iterator[str]:

@@ -89,6 +89,8 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
         return verdict
     best = max(better, key=lambda each: float(each["score"]))["features"]
     how = " (probe --features wide)" if best == WIDE_NAME else ""
+    if verdict.answer in ("worse", "hardly", "unclear"):  # whose advice names the baseline
+        return replace(verdict, advice=f"to predict it, use {best}{how}, which predicts it best{_longer(row)}")
     return replace(verdict, advice=f"{verdict.advice}. {best} predicts it better: use it for classifiers{how}")
 
 

@@ -225,10 +225,11 @@ class ReportData:
         """The cases to reconstruct: held-out ones from both ends of the first label, or the first held-out ones."""
         if not self.is_embedded:
             return []
-        names = self._examples(self.labels[0] if self.labels else None, SIZE.num_reconstructed[self.spatial_dims - 2])
+        names = self.examples(self.labels[0] if self.labels else None, SIZE.num_reconstructed[self.spatial_dims - 2])
         return [self.pictured[name].id for name in names]
 
-    def _examples(self, target: str | None, count: int) -> list[str]:
+    def examples(self, target: str | None, count: int) -> list[str]:
+        """Ids of held-out cases: from both ends of a label if it is known, else the first ones."""
         examples = [] if target is None else find_examples(self.table, target, count, self.topics.towards)
         return examples or held_out_or_all(self.table)["id"].astype(str).tolist()[:count]
 
@@ -261,7 +262,7 @@ class ReportData:
         if self.is_embedded:
             for target in self.predicted[:_MOST_EDITED_TARGETS] if self.uses_z_sem else ():
                 self._edit(target)
-            if self.uses_z_sem and not self.predicted and not self.slices:
+            if self.uses_z_sem and not self.predicted:
                 self._attempt(
                     "traversal",
                     "Traverse the main directions",
@@ -378,7 +379,7 @@ class ReportData:
                 **self._opened,
                 direction=direction,
                 captions=[target],
-                cases=[self._slice_along(case, fitted.direction) for case in self._examples(target, SIZE.num_edited)],
+                cases=[self._slice_along(case, fitted.direction) for case in self.examples(target, SIZE.num_edited)],
             )
 
     def _generate(self) -> None:

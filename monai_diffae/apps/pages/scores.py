@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from monai_diffae.apps.evaluation.probe import best_of_classes
+from monai_diffae.apps.evaluation.probe import first_of_classes
 from monai_diffae.apps.evaluation.verdicts import CHANCE
 from monai_diffae.apps.html import number
 from monai_diffae.apps.pages.data import ReportData
@@ -93,14 +93,14 @@ def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:
 
 
 def confusion_tables(models: Sequence[ReportData]) -> list[dict[str, Any]]:
-    """For each label with classes, how often each was predicted as each, by the best features."""
+    """For each label with classes, how often each was predicted as each, by the features of the verdict."""
     tables = []
     for model in models:
         rows = model.result("probe").rows
         for target in dict.fromkeys(row["target"] for row in rows):
-            if best := best_of_classes([row for row in rows if row["target"] == target]):
+            if first := first_of_classes([row for row in rows if row["target"] == target]):
                 whose = f"{model.name}: " if len(models) > 1 else ""
-                tables.append({"title": f"{whose}{target}, from {best['features']}", "rows": _confusion_rows(best)})
+                tables.append({"title": f"{whose}{target}, from {first['features']}", "rows": _confusion_rows(first)})
     return tables
 
 

@@ -203,7 +203,10 @@ def _cautions(model: ReportData) -> Iterator[str]:
     if model.is_embedded and split_origin(model.table) == "drawn":
         yield "It is not known which of these scans the model was trained on, so its scores may be too high."
     if model.is_embedded and not knows_patients(model.table):
-        yield "The patients are unknown, so each case counts as one: several scans of a patient make scores too high."
+        yield (
+            "The patients are unknown, so each case counts as one: several scans of a patient make scores too high. "
+            "A column patient names them, or --patient-pattern finds them in file names."
+        )
     if model.cohort is None:
         yield "No cohort was given, so this page only shows the training and synthetic images."
     if model.is_embedded and not {"val", "test"} & set(model.table.get("split", [])):

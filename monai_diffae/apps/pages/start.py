@@ -40,6 +40,7 @@ with on_first_use:
     from monai_diffae.data.inspection import twins
 
 _FEWEST_PATIENTS, _FEW_PATIENTS = 10, 200
+_NUM_UNUSUAL = 8  # cases
 _COARSE = 4  # voxels of the model, in those of the scans
 _SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
@@ -211,7 +212,7 @@ class FirstHour:
                 raise
             logger.warning("slices cannot be used: %s", error)
             return plan, f"Fine detail is lost: {lost}; give more minutes."
-        pooled = "A volume's z_sem is the mean of its slices; reconstructions and edits show one of them."
+        pooled = "A volume has the mean and the standard deviation of its slices' z_sem; pictures show one slice."
         return plan, f"The model is trained on slices: {lost}. {pooled}"
 
     def _list(self) -> Any:
@@ -289,13 +290,17 @@ class FirstHour:
             yield "Predict the labels of new scans:", command_line("predict", {**new, "targets": predicted})
         splits = Counter(data.table.get("split", ()) if data.is_embedded else ())
         if splits["test"] and splits["val"] >= FEWEST_CALIBRATING:  # val has calibrated the maps
-            unusual = {**opened, "out": self.out / "anomaly", "split": "test", "limit": 8}
+            unusual = {**opened, "out": self.out / "anomaly", "split": "test"}
+            target = next(iter(data.labels), None)
+            both_ends = data.examples(target, _NUM_UNUSUAL) if target is not None and not data.slices else ()
+            unusual |= {"cases": both_ends} if both_ends else {"limit": _NUM_UNUSUAL}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
-        if data.few_images is not None and not data.slices:
-            name, scans = _SHIPPED[data.spatial_dims]
+        if data.few_images is not None or data.slices:
+            name, scans = _SHIPPED[3 if data.slices else data.spatial_dims]
             why = f"There are few scans. If they are {scans}, embed them with a trained model, or train it further:"
             yield why, command_line("init", {"out": f"{self.out}_{name}", "bundle": name})
-        elif not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts):
+        is_clear = not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts)
+        if data.slices or (data.few_images is None and is_clear):
             longer = {
                 "cohort": self.table,
                 "out": f"{self.out}_longer",
@@ -303,4 +308,5 @@ class FirstHour:
                 "targets": list(self.hour.targets),
                 "device": self.hour.device,
             }
-            yield "Train a better model, for an hour:", command_line("start", longer)
+            better = "a model of volumes, if its voxels can be finer then" if data.slices else "a better model"
+            yield f"Train {better}, for an hour:", command_line("start", longer)

@@ -152,6 +152,11 @@ def predict(
     files = [predictions] if labelled.suffix == ".json" else [predictions, predictor]
     figures, skipped = run_once("predict", out, files, made_from, make, overwrite=run.overwrite)
     content = {"predictions": predictions, "predictor": predictor if predictor in files else None}
+    most = max(each[_UNLIKE] for each in figures["doubts"].values())
+    if 2 * most > figures["num_cases"]:
+        number = f"{most} of {counted(figures['num_cases'], 'new scan')}"
+        unlike = f"{number} are unlike the labelled ones, perhaps of another kind: do not use their predictions"
+        incomplete = "; ".join(filter(None, [incomplete, unlike]))
     return Result(out, figures, list(_lines(figures)), incomplete=incomplete, skipped=skipped, content=content)
 
 

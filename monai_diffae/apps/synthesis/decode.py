@@ -324,7 +324,7 @@ class Axes:
         if embeddings is None:
             return cls(directions)
         z_train = tables.z_matrix(tables.read_training_rows(embeddings))
-        table_origin.check_same_model(embeddings, trained.folder)
+        table_origin.check_same_model(embeddings, trained.folder, averages=True)  # their components are directions, too
         table_origin.warn_of_other_preprocessing(embeddings, trained)
         return cls(directions, latents.principal_components(z_train, count=max(numbers)))
 

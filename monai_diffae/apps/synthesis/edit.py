@@ -404,7 +404,7 @@ def mask_notes(figures: Mapping[str, Any]) -> list[str]:
             return []
         dark = f"{figures['change_outside']:.0%} lies where the scan is dark, as around a head"
         return [
-            f"no case has a mask: {figures['change_of_brightness']:.0%} of the squared change is the same brightness "
+            f"without masks: {figures['change_of_brightness']:.0%} of the squared change is the same brightness "
             f"for all tissue, and {dark}"
         ]
     share, chance = figures["change_in_mask"], figures["mask_share"]

@@ -65,4 +65,4 @@ def test_a_change_that_is_not_at_the_lesion_is_said_to_be_one():
     assert mask_notes({"change_in_mask": 0.06, "mask_share": 0.04})[0].startswith("the change is not at the lesion: 6%")
     for share, chance in ((0.21, 0.04), (0.95, 0.6)):  # twice .6 is more than all: the odds count
         assert "not" not in mask_notes({"change_in_mask": share, "mask_share": chance})[0]
-    assert "no case has a mask: 60%" in mask_notes({"change_of_brightness": 0.6, "change_outside": 0.25})[0]
+    assert "without masks: 60%" in mask_notes({"change_of_brightness": 0.6, "change_outside": 0.25})[0]
