@@ -413,11 +413,12 @@ class DiffusionSchedule(Scheduler):
         t: int,
         t_next: int,
         eta: float = 0.0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """The image at level ``t_next``, given (x0, eps) at level ``t``: DDIM (Song et al. 2021, equation 12).
 
-        With ``eta`` above 0 it contains new noise (equation 16). For rectified flow and ``eta`` 0, it is Euler's step.
+        With ``eta`` above 0 it contains new noise (equation 16), from one generator or from one per image. For
+        rectified flow and ``eta`` 0, it is Euler's step.
         """
         alpha_next, sigma_next = self.level(t_next)
         if eta == 0:
@@ -426,9 +427,14 @@ class DiffusionSchedule(Scheduler):
         # the standard deviation of q(x_next | x_t, x0), for any alpha and sigma
         new_sigma = eta * sigma_next * max(1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2, 0) ** 0.5
         old_sigma = max(sigma_next**2 - new_sigma**2, 0) ** 0.5
-        device = x0.device if generator is None else generator.device
-        noise = torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
-        return alpha_next * x0 + old_sigma * eps + new_sigma * noise
+        return alpha_next * x0 + old_sigma * eps + new_sigma * _noise_like(x0, generator)
+
+
+def _noise_like(x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> Tensor:
+    if isinstance(generator, Sequence):
+        return torch.cat([_noise_like(x[i : i + 1], each) for i, each in enumerate(generator)])
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
 
 def _checked_range(clip_range: Range | list[float] | None) -> Range | None:

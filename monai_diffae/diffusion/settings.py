@@ -52,6 +52,9 @@ class DecodingSettings:
     batch_size: int = 64  #: largest number of images that are processed at once
     #: ``exact``: images are decoded as described above; ``fast``: by the fast decoder. Inversion is the same
     decoder: DecoderName = "exact"
+    #: new noise in each step of the solver ``ddim``: 0 is DDIM, 1 as much as in DDPM. It follows from x_T, so the same
+    #: codes decode to the same image; but inversion, which cannot undo it, is refused
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
         for name, choices in {"inversion": InversionName, "decoder": DecoderName}.items():
@@ -63,6 +66,10 @@ class DecodingSettings:
         tolerance = self.invert_tolerance
         if tolerance is not None and not (type(tolerance) in (int, float) and tolerance > 0):
             _refuse(self, "invert_tolerance", "it must be a number above 0, or null")
+        if type(self.eta) not in (int, float) or not 0 <= self.eta <= 1:
+            _refuse(self, "eta", "it must be a number from 0 to 1")
+        if self.eta > 0 and (self.solver, self.decoder) != ("ddim", "exact"):
+            _refuse(self, "eta", "only the solver ddim draws new noise: choose it, with decoder exact, or omit eta")
         if type(self.clip) is not bool:
             _refuse(self, "clip", "it must be true or false")
 

@@ -119,14 +119,14 @@ def ddim(
     *,
     callback: StepCallback | None = None,
     eta: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, equation 12), first order; with rectified flow it is Euler's method.
 
     Along ascending levels it is the paper's inversion (Preechakul et al. 2022, equation 8). Each step then uses the
     network's prediction at the lower level instead of the upper one, so the error of a round trip falls as 1 / steps.
     The arguments are those of :class:`~monai_diffae.diffusion.Solver`; ``eta`` 0 is deterministic, 1 as stochastic as
-    DDPM, and only for decoding.
+    DDPM, and only for decoding. New noise is from one ``generator``, or from one per image.
     """
     if eta > 0:
         _check_falling("ddim with eta", levels)

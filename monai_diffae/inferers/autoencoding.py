@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from monai_diffae import diffusion
 from monai_diffae.diffusion import DecodingSettings, Denoiser, Predictor, StepCallback, as_schedule
 from monai_diffae.diffusion.monai_schedulers import MonaiSchedule
+from monai_diffae.diffusion.noise import seed_of
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder
 from monai_diffae.networks.first_stage import FirstStage
@@ -338,6 +339,10 @@ class DiffusionAutoencoderInferer(Inferer):
 
     def _inverted(self, x_0: Tensor, predict: Predictor, callback: StepCallback | None) -> Tensor:
         """x_T of x_0, an image or its latents."""
+        if self.settings.eta > 0:
+            raise ConfigError(
+                f"eta is {self.settings.eta:g}, and new noise cannot be inverted; use eta 0, or mode z_sem"
+            )
         if self.settings.inversion == "ddim":
             levels = self.schedule.paper_inversion_levels(self.invert_steps, self.settings.spacing)
             return diffusion.ddim(predict, x_0, levels, callback=callback)
@@ -353,6 +358,10 @@ class DiffusionAutoencoderInferer(Inferer):
     def _decoded(self, x_T: Tensor, predict: Predictor, callback: StepCallback | None = None) -> Tensor:
         """x_0, an image or its latents, of x_T."""
         levels = self.schedule.decoding_levels(self.solver_steps, self.settings.spacing)
+        if self.settings.eta > 0:
+            seeds = [seed_of("eta", each.cpu().numpy().tobytes().hex()) for each in x_T]
+            noise = [torch.Generator().manual_seed(seed) for seed in seeds]  # the same in every batch and process
+            return diffusion.ddim(predict, x_T, levels, callback=callback, eta=self.settings.eta, generator=noise)
         return self.solver(predict, x_T, levels, callback=callback)
 
     def _decoded_fast(self, x_T: Tensor, z_sem: Tensor, callback: StepCallback | None = None) -> Tensor:

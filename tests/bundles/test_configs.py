@@ -68,7 +68,7 @@ def test_the_settings_of_decoding_are_those_of_the_documentation():
     inferer = parser_of(FLAT / "configs" / "train.json").get_parsed_content("inferer")
     assert inferer_settings(inferer) == {
         "solver": "adams", "steps": 20, "invert_steps": 20, "inversion": "implicit", "spacing": "logsnr",
-        "invert_tolerance": 0.001, "clip_range": [-1, 1], "decoder": "exact",
+        "invert_tolerance": 0.001, "clip_range": [-1, 1], "decoder": "exact", "eta": 0.0,
     }  # fmt: skip
 
 

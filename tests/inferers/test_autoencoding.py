@@ -149,6 +149,19 @@ def test_volumes_are_processed_slice_by_slice_by_a_2d_network(inferer, network, 
     torch.testing.assert_close(inferer.reconstruct(volumes, network), decoded)
 
 
+def test_new_noise_follows_from_x_T_and_is_not_inverted(inferer, network, images):
+    z_sem, x_T = inferer.encode(images, network), torch.randn(images.shape)
+    plain, noisy = inferer.replace(solver="ddim", steps=5), inferer.replace(solver="ddim", steps=5, eta=1)
+    decoded = noisy.decode(z_sem, network, x_T)
+    alone = noisy.replace(batch_size=1).decode(z_sem.flip(0), network, x_T.flip(0)).flip(0)
+    torch.testing.assert_close(alone, decoded, atol=1e-5, rtol=1e-5)
+    assert (errors_of(decoded, plain.decode(z_sem, network, x_T)) > 1e-3).all()
+    with pytest.raises(ConfigError, match="eta is 1"):
+        noisy.round_trip(images, network)
+    with pytest.raises(ConfigError, match="eta is 0.5; only the solver ddim"):
+        inferer.replace(eta=0.5)
+
+
 def test_in_autocast_the_network_is_fast_and_the_solver_exact(inferer, network, images):
     inferer = inferer.replace(steps=5)
     exact = inferer.reconstruct(images, network)
