@@ -53,7 +53,7 @@ SLACK = 1.1
 MOST_FILES = 16
 """Of a folder: whoever opens it should see at a glance where a thing lives."""
 
-TEST_TOKENS = 320  # thousands
+TEST_TOKENS = 322  # thousands
 TEST_FUNCTIONS = 1_440
 TRAININGS = 48
 

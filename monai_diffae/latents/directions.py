@@ -73,7 +73,7 @@ class Direction:
     statistics: LatentStatistics  #: the statistics that normalise z_sem
     model: str  #: SHA-256 of the autoencoder's weights
     regularisation: float  #: chosen by cross-validation: C of the logistic regression, or alpha of the ridge regression
-    score: float  #: AUROC or R2 of nested cross-validation over patients
+    score: float | None  #: AUROC or R2 of nested cross-validation over patients; None: unknown, as it was imported
     num_cases: int  #: number of cases that the direction was fitted to
     num_omitted: int  #: number of cases without the label
     preprocessing: str | None = None  #: SHA-256 of the preprocessing of the scans; None: unknown
@@ -87,6 +87,8 @@ class Direction:
     @property
     def score_text(self) -> str:
         """The score in words: AUROC or R2, with its interval if that is known."""
+        if self.score is None:
+            return "score unknown"
         p = "" if self.p is None else f", p = {self.p:.2g}"
         interval = "" if self.low is None else f" (95 % interval {self.low:.3f} to {self.high:.3f}{p})"
         return f"{'AUROC' if self.kind == 'binary' else 'R2'} {self.score:.3f}{interval}"
@@ -255,7 +257,7 @@ class _Content(BaseModel, strict=True, extra="forbid", allow_inf_nan=False):
     statistics: _Statistics
     model: Annotated[str, Field(min_length=1)]
     regularisation: Annotated[float, Field(gt=0)]
-    score: float
+    score: float | None
     low: float | None
     high: float | None
     p: float | None = None

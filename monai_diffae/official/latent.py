@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,45 @@ def load_official_latent(
         with named_after(source if given is None else statistics):
             network.set_statistics(*_statistics(weights if given is None else given))
     return network.eval()
+
+
+class LinearHead(NamedTuple):
+    """A classifier of the official code: the logits of K classes are ``weight @ ((z_sem - mean) / std) + bias``."""
+
+    weight: Tensor  # [K, D]
+    bias: Tensor  # [K]
+    mean: Tensor  # [D]
+    std: Tensor  # [D]
+
+
+def load_official_head(source: str | Path, statistics: str | Path | None = None) -> LinearHead:
+    """Load the linear classifier that the official code trains on normalised z_sem (section 4.2 of the paper).
+
+    Args:
+        source: checkpoint of the official classifier's training; as there, ``classifier`` is used, not its average.
+        statistics: the official ``latent.pkl``, if the checkpoint lacks the statistics; without both, z_sem is not
+            normalised.
+
+    Raises:
+        UnsafeInputError: a file is damaged, or reading it could run code.
+        ConfigError: there is no linear classifier in it, or its shapes differ.
+    """
+    weights = read_weights(source)
+    with named_after(source):
+        weight, bias = weights.get("classifier.weight"), weights.get("classifier.bias")
+        if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
+            raise ConfigError(
+                "there is no linear classifier in it (classifier.weight); only such ones become directions"
+            )
+        if "conds_mean" not in weights and statistics is not None:
+            weights = read_weights(statistics)
+        z_channels = weight.shape[1]
+        mean, std = torch.zeros(z_channels), torch.ones(z_channels)
+        if "conds_mean" in weights:
+            mean, std = (each.flatten() for each in _statistics(weights))
+        if not mean.shape == std.shape == (z_channels,):
+            raise ConfigError(f"the classifier takes {z_channels} numbers, and the statistics have {len(mean)}")
+    return LinearHead(weight.float(), bias.float(), mean.float(), std.float())
 
 
 def _network(weights: StateDict, settings: OfficialSettings) -> LatentMLP:

@@ -274,7 +274,8 @@ def predicted_columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
         model: a predictor or a direction.
         codes: ``[N, D]`` by name: ``z``, and ``wide`` if the model needs it.
     """
-    other = "" if metrics.is_above_chance(_expected(model)) else _CHANCE
+    expected = _expected(model)
+    other = "" if expected["score"] is None or metrics.is_above_chance(expected) else _CHANCE
     if isinstance(model, latents.Direction):
         z = codes["z"][:, : model.statistics.z_channels]
         predicted = model.predict(z)
@@ -334,6 +335,9 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     for target, row in figures["scores"].items():
         unit, number = ("patient", row["num_patients"]) if "num_patients" in row else ("case", row["num_cases"])
         among = counted(number, f"labelled {unit}")
+        if row["score"] is None:  # of an imported direction
+            yield f"{target}: what to expect is unknown; give new scans this label to measure it"
+            continue
         yield f"{target}: expect {_score(row)}, as for held-out {unit}s among {among}; from {row['features']}"
         if not metrics.is_above_chance(row):
             yield f"{target}: this may be chance, so do not use what is predicted; label more patients"

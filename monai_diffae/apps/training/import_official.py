@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,14 +22,18 @@ from monai_diffae.bundle.description import describe, versions
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
 from monai_diffae.bundle.model_file import checksum, write_model
 from monai_diffae.data.atomic import write_json
+from monai_diffae.data.cases import safe_id
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
+    import numpy as np
     import torch
 
+    from monai_diffae import latents
     from monai_diffae.bundle import parser as parsing
+    from monai_diffae.latents import targets
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ def import_official(
     encoder_num_res_blocks: Annotated[int, Ge(1)] | None = None,
     num_heads: Annotated[int, Ge(1)] | None = None,
     hyper_parameters: Path | None = None,
+    classifier: Path | None = None,
+    classes: Sequence[str] = (),
 ) -> Result:
     """Make a trained bundle from a checkpoint of the official Diff-AE code (phizaz/diffae).
 
@@ -74,6 +80,9 @@ def import_official(
         num_heads: Number of attention heads, if the checkpoint lacks it.
         hyper_parameters: JSON file of the official ``TrainConfig`` (``conf.save(file)`` in the official code), if the
             checkpoint lacks its own.
+        classifier: Checkpoint of the official linear classifier of normalised z_sem; each of its classes becomes a
+            direction in ``directions/``, along its weight, for ``edit`` and ``predict``.
+        classes: Names of these classes, in the order of the training; by default ``class_0`` and so on.
 
     Returns:
         The folder of the bundle.
@@ -101,6 +110,12 @@ def import_official(
             raise ConfigError(f"latent_statistics: {checkpoint.name} has no latent DDIM that they belong to; omit them")
         logger.info("the checkpoint has no latent DDIM: it can encode and decode images, but not generate new ones")
     _log_settings(settings, assumed, has_latent=latent is not None)
+    if classes and classifier is None:
+        raise ConfigError("classes: are those of a classifier; give it, too, or omit them")
+    head = None if classifier is None else official.load_official_head(classifier, latent_statistics)
+    if head is not None and (head.weight.shape[1] != network.z_channels or len(classes) not in (0, len(head.bias))):
+        numbers = f"{len(head.bias)} classes of a z_sem of {head.weight.shape[1]} numbers"
+        raise ConfigError(f"classifier: {classifier.name} has {numbers}; give its model, and as many names as classes")
     description = _description(network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
     provenance = {
         "source": "official phizaz/diffae checkpoint",
@@ -119,6 +134,8 @@ def import_official(
             described = _latent_description(latent, latent_diffusion, checksum(file))
             write_model(models / layout.LATENT_MODEL, "latent", latent.state_dict(), described)
         init_bundle(out, file)
+        for direction in () if head is None else _directions(head, classes, checksum(file)):
+            write_json(out / "directions" / f"{safe_id(direction.target)}.json", direction.to_json())
     logger.info(
         "%s: a Diff-AE of %.1f M parameters for images of %s with %d channels, z_sem of %d",
         out.name,
@@ -195,6 +212,32 @@ def _latent(checkpoint: Path, statistics: Path | None, given: Mapping[str, Any],
     if latent.z_std.isnan().any():
         logger.warning("the mean and std of z_sem are not in the checkpoint; latent_statistics adds them")
     return latent
+
+
+def _directions(head: official.LinearHead, classes: Sequence[str], model: str) -> Iterator[latents.Direction]:
+    """A direction for each class of an official classifier, along its weight as in the official code."""
+    names = classes or [f"class_{number}" for number in range(len(head.bias))]
+    statistics = latents.LatentStatistics(head.mean.numpy(), head.std.numpy())
+    for name, weight, bias in zip(names, head.weight.double().numpy(), head.bias.tolist(), strict=True):
+        slope = float(np.linalg.norm(weight))
+        line = weight / slope
+        yield latents.Direction(
+            name,
+            "binary",
+            (targets.rest_of(name), name),
+            weight=line,
+            pattern=line,
+            intercept=0.0,
+            slope=slope,
+            offset=bias,
+            std=1.0,  # of normalised z_sem whose dimensions are not correlated
+            statistics=statistics,
+            model=model,
+            regularisation=1.0,
+            score=None,
+            num_cases=0,
+            num_omitted=0,
+        )
 
 
 def _description(network: networks.DiffusionAutoencoder, size: list[int], diffusion: dict[str, Any]) -> dict[str, Any]:

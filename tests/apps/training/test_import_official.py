@@ -13,6 +13,7 @@ from scan_files import no_file_larger_than
 
 from monai_diffae import DiffusionSchedule, __version__, embed, import_official, info, reconstruct
 from monai_diffae import official as package
+from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle.config import check_config
 from monai_diffae.bundle.loading import load_bundle, load_latent
 from monai_diffae.bundle.parser import read_config
@@ -208,6 +209,30 @@ def test_settings_that_the_weights_do_not_show_are_those_of_the_checkpoint(save,
         import_official(checkpoint, tmp_path / "no", num_heads=4)
     with pytest.raises(ConfigError, match="beta_scheduler: the official code has no schedule 'sqrt'"):
         import_official(save(**{"beside": (), **settings, "beta_scheduler": "sqrt"}), tmp_path / "no")
+
+
+def test_a_linear_classifier_becomes_directions(save, tmp_path):
+    head = torch.nn.Linear(12, 2)
+    state = {
+        f"{name}.{key}": tensor
+        for name in ("classifier", "ema_classifier")
+        for key, tensor in head.state_dict().items()
+    }
+    torch.save({"state_dict": {**state, "conds_mean": MEAN[None], "conds_std": STD[None]}}, tmp_path / "head.ckpt")
+    options = {"classifier": tmp_path / "head.ckpt", "classes": ["Effusion", "Mass"]}
+    trained = load_bundle(imported(save(), tmp_path / "bundle", **options), "cpu")
+    directions = [
+        read_direction(trained.folder / "directions" / f"{name}.json", trained) for name in options["classes"]
+    ]
+    z_sem = torch.randn(5, 12)
+    theirs = head((z_sem - MEAN) / STD).sigmoid().detach()
+    np.testing.assert_allclose(np.stack([each.predict(z_sem) for each in directions], 1), theirs, rtol=1e-5)
+    moved = z_sem + STD * 0.3 * 12**0.5 * torch.nn.functional.normalize(head.weight[1:], dim=1)  # section 4.2
+    np.testing.assert_allclose(directions[1].move(z_sem.numpy(), 0.3 * 12**0.5), moved.detach(), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="^classifier: head.ckpt has 2 classes of a z_sem of 12 numbers"):
+        import_official(save(), tmp_path / "no", classifier=tmp_path / "head.ckpt", classes=["Mass"])
+    with pytest.raises(ConfigError, match="there is no linear classifier in it"):
+        import_official(save(), tmp_path / "no", classifier=save("model.ckpt"))
 
 
 @pytest.mark.goal(id="R17")
