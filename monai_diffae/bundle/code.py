@@ -34,6 +34,7 @@ _LAYERS = (
     "Sequential",
     "SiLU",
     "Tanh",
+    "Threshold",
 )
 _TRANSFORMS = (
     "AdjustContrastd",

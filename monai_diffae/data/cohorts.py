@@ -479,6 +479,8 @@ def _to_cases(
     """The rows, which become cases themselves, as a second object for each would take time."""
     names, relative = short_names(_names(rows, root)), relative_to(root)
     patients = unified_patients([_patient(row, relative, pattern) for row in rows])
+    if pattern is not None and not any(pattern.search(relative(row.path)) for row in rows):
+        logger.warning("%s: patient_pattern matches the path of no scan, so it names no patient; correct it", source)
     if len({*names}) < len(names):  # a.png and a.nii.gz have the same name, and keep their suffixes
         counts = Counter(names)
         names = [name if counts[name] == 1 else relative(row.path) for row, name in zip(rows, names, strict=True)]

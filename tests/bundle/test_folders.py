@@ -19,7 +19,8 @@ ALL = {path.stem for path in (ROOT / "configs").glob("*.json")}
     ("name", "expected"),
     [("diffae_2d", ALL - {"anchored_3d", "latent_space", "embed_volumes", "encoder_view_3d"}),
      ("autoencoder_kl_3d", {"fp32"}),
-     ("diffae_3d", {"anchored_3d", "fp32", "latent_space", "embed_volumes", "encoder_view_3d", "words"})],
+     ("diffae_3d",
+      {"anchored_3d", "fp32", "latent_space", "embed_volumes", "encoder_view_3d", "unconditional", "words"})],
 )  # fmt: skip
 def test_init_copies_the_overlays_that_fit(name, expected, tmp_path):
     directory = init_bundle(tmp_path / "new", name)

@@ -84,7 +84,7 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
         advice = f"compare with probe --nuisance {row['harmonized']}; {verdict.advice}"
         answer = "unclear" if fails else verdict.answer
         verdict = replace(verdict, answer=answer, sentence=lost, advice=advice)
-    better = [each for each in others if (each["difference_high"] or 0) < 0]
+    better = [each for each in others if (each["difference_high"] or 0) < 0 and _predicts(each, num_labels)]
     if not better or baseline is None or max(each["score"] for each in better) <= baseline["score"]:
         return verdict
     best = max(better, key=lambda each: float(each["score"]))["features"]

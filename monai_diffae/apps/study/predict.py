@@ -134,7 +134,7 @@ def predict(
         if fitted := [each for each in models if isinstance(each, predictors.Predictor)]:
             write_atomic(predictor, lambda path: write_predictors(path, fitted, source.origin))
         counts = {each.target: rows[each.target].value_counts().to_dict() for each in models if each.classes}
-        found = {each.target: Counter(rows[f"{each.target}_doubt"]) for each in models}
+        found = {each.target: Counter(rows[f"{each.target}_doubt"].str.split(",").str[0]) for each in models}
         scores = {each.target: _expected(each) for each in models}
         measured = {each.target: _measured(table, rows, each, seed) for each in models}
         both = {"expected": scores, "measured": {name: each for name, each in measured.items() if each}}
@@ -280,13 +280,18 @@ def predicted_columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
         z = codes["z"][:, : model.statistics.z_channels]
         predicted = model.predict(z)
         columns = _of_classes(model.classes, np.stack([1 - predicted, predicted], axis=1)) if model.classes else {}
-        doubt = np.where(model.is_fitted_to(z), _LABELLED, other)
+        doubt = _with(other, np.where(model.is_fitted_to(z), _LABELLED, ""))
         return {"": predicted, **columns, "_distance": model.distance(z) / model.std, "_doubt": doubt}
     x, half = codes[model.features], model.half_width
     predicted = model.predict(x)
-    doubt = np.where(model.is_labelled(x), _LABELLED, np.where(model.is_unlike(x), _UNLIKE, other))
+    doubt = _with(other, np.where(model.is_labelled(x), _LABELLED, np.where(model.is_unlike(x), _UNLIKE, "")))
     numbers = {"": predicted, "_low": predicted - half, "_high": predicted + half}
     return {**(_of_classes(model.classes, predicted) if model.classes else numbers), "_doubt": doubt}
+
+
+def _with(other: str, doubts: NDArray[Any]) -> list[str]:
+    """The doubts of scans, with one that holds for all of them."""
+    return [", ".join(filter(None, [each, other])) for each in doubts.tolist()]
 
 
 def _of_classes(classes: Sequence[str], probabilities: NDArray[Any]) -> dict[str, Any]:
@@ -307,7 +312,10 @@ def _measured(table: pd.DataFrame, rows: pd.DataFrame, model: Model, seed: int) 
     """How well a model predicts new cases that have the label; None: none has, or only one class of it."""
     if model.target not in tables.label_columns(table):
         return None
-    patients, is_labelled = tables.patients_of(table), (rows[f"{model.target}_doubt"] == _LABELLED).to_numpy()
+    patients, is_labelled = (
+        tables.patients_of(table),
+        rows[f"{model.target}_doubt"].str.startswith(_LABELLED).to_numpy(),
+    )
     is_new = ~np.isin(patients, patients[is_labelled]) & ~labels.missing(table[model.target].tolist())
     if model.classes is None:
         truth = pd.to_numeric(table[model.target], errors="coerce").to_numpy(float)
@@ -337,9 +345,9 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         among = counted(number, f"labelled {unit}")
         if row["score"] is None:  # of an imported direction
             yield f"{target}: what to expect is unknown; give new scans this label to measure it"
-            continue
-        yield f"{target}: expect {_score(row)}, as for held-out {unit}s among {among}; from {row['features']}"
-        if not metrics.is_above_chance(row):
+        else:
+            yield f"{target}: expect {_score(row)}, as for held-out {unit}s among {among}; from {row['features']}"
+        if row["score"] is not None and not metrics.is_above_chance(row):
             yield f"{target}: this may be chance, so do not use what is predicted; label more patients"
         if measured := figures["measured"].get(target):
             scans = counted(measured["num_cases"], "new scan")

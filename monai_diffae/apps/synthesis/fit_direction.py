@@ -106,7 +106,7 @@ def fit_direction(
         logger.info("%s omitted, without the label '%s'", counted(direction.num_omitted, "case"), target)
     direction.warn_if_chance()
     write_json(out, content)
-    log_to_open_run({f"{target}_score": direction.score}, [], "directions")
+    log_to_open_run({} if direction.score is None else {f"{target}_score": direction.score}, [], "directions")
     keys = ("target", "kind", "classes", "score", "low", "high", "regularisation", "num_cases", "num_omitted")
     what = f"from {direction.classes[0]} to {direction.classes[1]}" if direction.classes else "a number"
     note = (

@@ -110,12 +110,14 @@ def import_official(
             raise ConfigError(f"latent_statistics: {checkpoint.name} has no latent DDIM that they belong to; omit them")
         logger.info("the checkpoint has no latent DDIM: it can encode and decode images, but not generate new ones")
     _log_settings(settings, assumed, has_latent=latent is not None)
-    if classes and classifier is None:
+    head = None
+    if classifier is not None:
+        head = official.load_official_head(classifier, latent_statistics)
+        if head.weight.shape[1] != network.z_channels or len(classes) not in (0, len(head.bias)):
+            has = f"has {len(head.bias)} classes of a z_sem of {head.weight.shape[1]} numbers"
+            raise ConfigError(f"classifier: {classifier.name} {has}; give its model, and as many names as classes")
+    elif classes:
         raise ConfigError("classes: are those of a classifier; give it, too, or omit them")
-    head = None if classifier is None else official.load_official_head(classifier, latent_statistics)
-    if head is not None and (head.weight.shape[1] != network.z_channels or len(classes) not in (0, len(head.bias))):
-        numbers = f"{len(head.bias)} classes of a z_sem of {head.weight.shape[1]} numbers"
-        raise ConfigError(f"classifier: {classifier.name} has {numbers}; give its model, and as many names as classes")
     description = _description(network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
     provenance = {
         "source": "official phizaz/diffae checkpoint",
