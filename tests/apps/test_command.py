@@ -89,7 +89,7 @@ def test_the_signature_shows_the_fields_in_place_of_their_dataclasses():
     parameters = inspect.signature(draw).parameters
     assert list(parameters) == [
         "bundle", "out", "mode", "share", "overlap", "overrides",
-        "cases", "split", "limit", "steps", "solver", "spacing", "decoder", "invert_steps", "inversion",
+        "cases", "split", "limit", "steps", "solver", "spacing", "decoder", "eta", "invert_steps", "inversion",
     ]  # fmt: skip
     assert parameters["solver"].default is None
 
