@@ -75,9 +75,9 @@ class Conditions:
     draws: Annotated[int, Ge(1)] = 2
     """How many x_T each image is decoded with from z_sem alone."""
     num_images: Annotated[int, Ge(0)] = 64
-    """Synthetic images to generate if the bundle has a latent DDIM; 0: none."""
+    """Synthetic images to generate if the bundle has a latent DDIM, or one z_sem for all cases; 0: none."""
     num_codes: Annotated[int, Ge(0)] = 2000
-    """Most held-out and most training cases to encode for the figures of z_sem and the search for copies; 0: none."""
+    """Most held-out and most training cases to encode for the figures of z_sem and of synthetic images; 0: none."""
     num_levels: Annotated[int, Ge(0)] = 10
     """Noise levels at which the use of z_sem is measured, beside its stability; 0: neither."""
 
@@ -354,7 +354,7 @@ class _Evaluation:
             measures.append(quality.CodeFigures(cases, held_out).rows)
         if held_out is not None and settings.num_images:
             try:
-                latent = loading.load_latent(trained.folder, trained.device)
+                latent = None if held_out.has_one_z_sem else loading.load_latent(trained.folder, trained.device)
                 networks, made_from = self.feature_networks, bundle.made_from
                 generated = quality.GeneratedImages(cases, held_out, latent, networks, made_from, settings.num_images)
             except OmittableError as error:

@@ -70,6 +70,11 @@ class EncodedCases:
         """The patient of each case."""
         return [case.patient for case in self.read.cases]
 
+    @property
+    def has_one_z_sem(self) -> bool:
+        """Whether all cases have the same z_sem: a diffusion model without an encoder (``unconditional.json``)."""
+        return len(self.z) > 1 and bool((self.z == self.z[0]).all())
+
 
 @dataclass(frozen=True, eq=False)
 class BundleCases:
@@ -230,7 +235,7 @@ class GeneratedImages:
 
     bundle: BundleCases
     held_out: EncodedCases
-    latent: TrainedLatent
+    latent: TrainedLatent | None  # None: all cases have the same z_sem
     networks: Mapping[str, FeatureNetwork]
     made_from: Mapping[str, Any]
     num_images: int
@@ -254,6 +259,8 @@ class GeneratedImages:
     @cached_property
     def z_sem(self) -> Tensor:
         """The sampled z_sem (N, D)."""
+        if self.latent is None:
+            return torch.from_numpy(self.held_out.z[:1]).repeat(self.num_images, 1)
         return self.latent.inferer.sample(self.latent.network, self.num_images, seed=self.bundle.seed).cpu()
 
     def decode(self, condition: DiffusionAutoencoderInferer, limit: int | None = None) -> Tensor:
@@ -297,12 +304,7 @@ class GeneratedImages:
             condition = {"features": name}
             yield self._row(condition, "fid_training", metrics.frechet_distance(features, real), num=num)
             yield self._row(condition, "kid_training", metrics.kernel_distance(features, real), num=num)
-            yield from self._precision_and_recall(condition, real, features, self._patients, patients)
-
-    @property
-    def _patients(self) -> list[str]:
-        """Those of the held-out images."""
-        return [case.patient for case in self.bundle.read.cases]
+            yield from self._precision_and_recall(condition, real, features, self.held_out.patients, patients)
 
     def _evenly_spaced(self, train: EncodedCases) -> list[int]:
         """The positions of as many training cases as there are generated images, or of all."""
@@ -316,10 +318,11 @@ class GeneratedImages:
             of_network = {**fields, "features": name}
             yield self._row(of_network, "fid", metrics.frechet_distance(made, real))
             yield self._row(of_network, "kid", metrics.kernel_distance(made, real))
-            yield from self._precision_and_recall(of_network, real, made, self._patients)
+            yield from self._precision_and_recall(of_network, real, made, self.held_out.patients)
         if self.bundle.train is not None and self._real_distances is not None:
             distances, _ = nearest_images(images, self.bundle.train.read, self.bundle.batch_size)
-            yield self._copying({**fields, "features": "pixels"}, distances, self._real_distances, self._patients)
+            patients = [case.patient for case in self.bundle.read.cases]
+            yield self._copying({**fields, "features": "pixels"}, distances, self._real_distances, patients)
 
     @cached_property
     def _real_distances(self) -> Floats | None:
@@ -331,13 +334,13 @@ class GeneratedImages:
     @cached_property
     def _real_features(self) -> dict[str, Floats]:
         """The features of the held-out images, by network."""
-        size, read = self.bundle.batch_size, self.bundle.read
+        size, read = self.bundle.batch_size, self.held_out.read
         batches = [read.batch(i, i + size)[0] for i in range(0, len(read.cases), size)]
         return {name: np.concatenate([self._features(name, batch) for batch in batches]) for name in self.networks}
 
     def draw_nearest(self, path: Path) -> None:
         """Draw the first generated images beside their nearest training cases, in pixels and in z_sem."""
-        if (train := self.bundle.train) is None:
+        if (train := self.bundle.train) is None or self.latent is None:
             return
         images = self.decode(max(self.bundle.conditions, key=lambda each: each.decoding_evaluations), _IN_PICTURE)
         distances, in_pixels = nearest_images(images, train.read, self.bundle.batch_size)

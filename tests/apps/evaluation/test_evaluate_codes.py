@@ -83,7 +83,7 @@ def test_distances_of_image_features(latent_bundle, cohort, tmp_path, monkeypatc
         return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
 
     monkeypatch.setattr("monai_diffae.metrics.InceptionFeatures", lambda device, is_colour: features)
-    arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [3], "num_images": 12, "device": "cpu"}
+    arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [3], "num_images": 12, "limit": 3, "device": "cpu"}
     result = evaluate(tmp_path / "out", **arguments)
 
     def value(metric):
@@ -99,6 +99,17 @@ def test_distances_of_image_features(latent_bundle, cohort, tmp_path, monkeypatc
     assert value("kid") == pytest.approx(kernel_distance(drawn, real), rel=0.05)
     realistic, covered = precision_and_recall(real, drawn)
     assert (value("precision"), value("recall")) == (realistic.mean(), covered.mean())
+
+
+def test_a_model_with_one_z_sem_for_all_cases_generates_without_a_latent_ddim(labelled, cohort, tmp_path):
+    bundle = shutil.copytree(labelled.bundle, tmp_path / "bundle")
+    rewrite(bundle, lambda tensors: {name: t * (not name.startswith("encoder")) for name, t in tensors.items()})
+    arguments = {"steps": [2], "num_images": 4, "limit": 3, "num_levels": 0, "device": "cpu"}
+    result = evaluate(tmp_path / "out", bundle=bundle, cohort=cohort, **arguments)
+    (row,) = rows_of(result, "copying_ratio")
+    assert (row["features"], row["num_cases"]) == ("pixels", 4)
+    (reason,) = [each["reason"] for each in result.figures["omitted"] if each["metric"] == "mmd"]
+    assert "the same for all" in reason
 
 
 def test_another_latent_ddim_is_another_result(latent_bundle, cohort, tmp_path):
