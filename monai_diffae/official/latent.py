@@ -67,13 +67,13 @@ class LinearHead(NamedTuple):
     std: Tensor  # [D]
 
 
-def load_official_head(source: str | Path, statistics: str | Path | None = None) -> LinearHead:
+def load_official_head(source: str | Path) -> LinearHead:
     """Load the linear classifier that the official code trains on normalised z_sem (section 4.2 of the paper).
+
+    A checkpoint without ``conds_mean`` is of a classifier of z_sem as it is (``manipulate_znormalize`` off).
 
     Args:
         source: checkpoint of the official classifier's training; as there, ``classifier`` is used, not its average.
-        statistics: the official ``latent.pkl``, if the checkpoint lacks the statistics; without both, z_sem is not
-            normalised.
 
     Raises:
         UnsafeInputError: a file is damaged, or reading it could run code.
@@ -86,8 +86,6 @@ def load_official_head(source: str | Path, statistics: str | Path | None = None)
             raise ConfigError(
                 "there is no linear classifier in it (classifier.weight); only such ones become directions"
             )
-        if "conds_mean" not in weights and statistics is not None:
-            weights = read_weights(statistics)
         z_channels = weight.shape[1]
         mean, std = torch.zeros(z_channels), torch.ones(z_channels)
         if "conds_mean" in weights:

@@ -292,8 +292,9 @@ class FirstHour:
         if splits["test"] and splits["val"] >= FEWEST_CALIBRATING:  # val has calibrated the maps
             unusual = {**opened, "out": self.out / "anomaly", "split": "test"}
             target = next(iter(data.labels), None)
-            both_ends = data.examples(target, _NUM_UNUSUAL) if target is not None and not data.slices else ()
-            unusual |= {"cases": both_ends} if both_ends else {"limit": _NUM_UNUSUAL}
+            both_ends = data.examples(target, _NUM_UNUSUAL) if target is not None and not data.slices else []
+            tested = set(data.table.loc[data.table["split"] == "test", "id"].astype(str))
+            unusual |= {"cases": both_ends} if both_ends and tested.issuperset(both_ends) else {"limit": _NUM_UNUSUAL}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
         if data.few_images is not None or data.slices:
             name, scans = _SHIPPED[3 if data.slices else data.spatial_dims]

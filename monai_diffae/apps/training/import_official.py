@@ -22,7 +22,7 @@ from monai_diffae.bundle.description import describe, versions
 from monai_diffae.bundle.folders import check_new_folder, init_bundle, shipped_bundle
 from monai_diffae.bundle.model_file import checksum, write_model
 from monai_diffae.data.atomic import write_json
-from monai_diffae.data.cases import safe_id
+from monai_diffae.data.cases import safe_file_name
 from monai_diffae.data.fingerprints import file_checksum
 from monai_diffae.errors import ConfigError
 from monai_diffae.lazy import on_first_use
@@ -112,10 +112,12 @@ def import_official(
     _log_settings(settings, assumed, has_latent=latent is not None)
     head = None
     if classifier is not None:
-        head = official.load_official_head(classifier, latent_statistics)
+        head = official.load_official_head(classifier)
         if head.weight.shape[1] != network.z_channels or len(classes) not in (0, len(head.bias)):
             has = f"has {len(head.bias)} classes of a z_sem of {head.weight.shape[1]} numbers"
             raise ConfigError(f"classifier: {classifier.name} {has}; give its model, and as many names as classes")
+        if len(set(classes)) < len(classes):
+            raise ConfigError("classes: a name is given twice; give each class a name of its own")
     elif classes:
         raise ConfigError("classes: are those of a classifier; give it, too, or omit them")
     description = _description(network, size, {**_DIFFUSION, **diffusions[0], "clip_range": "@model_range"})
@@ -137,7 +139,7 @@ def import_official(
             write_model(models / layout.LATENT_MODEL, "latent", latent.state_dict(), described)
         init_bundle(out, file)
         for direction in () if head is None else _directions(head, classes, checksum(file)):
-            write_json(out / "directions" / f"{safe_id(direction.target)}.json", direction.to_json())
+            write_json(out / "directions" / f"{safe_file_name(direction.target)}.json", direction.to_json())
     logger.info(
         "%s: a Diff-AE of %.1f M parameters for images of %s with %d channels, z_sem of %d",
         out.name,

@@ -17,6 +17,7 @@ from monai_diffae.apps.synthesis.fit_direction import read_direction
 from monai_diffae.bundle.config import check_config
 from monai_diffae.bundle.loading import load_bundle, load_latent
 from monai_diffae.bundle.parser import read_config
+from monai_diffae.data.cases import safe_file_name
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import LatentMLP
 from monai_diffae.official import load_official, load_official_latent
@@ -219,10 +220,11 @@ def test_a_linear_classifier_becomes_directions(save, tmp_path):
         for key, tensor in head.state_dict().items()
     }
     torch.save({"state_dict": {**state, "conds_mean": MEAN[None], "conds_std": STD[None]}}, tmp_path / "head.ckpt")
-    options = {"classifier": tmp_path / "head.ckpt", "classes": ["Effusion", "Mass"]}
+    options = {"classifier": tmp_path / "head.ckpt", "classes": ["Effusion", "폐렴"]}
     trained = load_bundle(imported(save(), tmp_path / "bundle", **options), "cpu")
     directions = [
-        read_direction(trained.folder / "directions" / f"{name}.json", trained) for name in options["classes"]
+        read_direction(trained.folder / "directions" / f"{safe_file_name(name)}.json", trained)
+        for name in options["classes"]
     ]
     z_sem = torch.randn(5, 12)
     theirs = head((z_sem - MEAN) / STD).sigmoid().detach()
