@@ -108,7 +108,7 @@ def check_z_sem(embeddings: PathLike) -> None:
 
 
 def check_same_model(embeddings: PathLike, bundle: PathLike, *, averages: bool = False) -> None:
-    """Check that a table of embeddings was made with this bundle, and is of single images or averages may do."""
+    """Check that a table of embeddings was made with this bundle and, unless ``averages``, is of single images."""
     check_z_sem(embeddings)
     name, origin = Path(embeddings).name, origin_of(embeddings)
     if origin["model"] != checksum(bundle):

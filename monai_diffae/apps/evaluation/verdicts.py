@@ -78,16 +78,20 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
     others.sort(key=lambda each: (fails and _predicts(each, num_labels), "PCA" in each["features"], each["score"]))
     baseline = others.pop() if others else None
     verdict = _without_claim(row, baseline, num_labels) if fails else _claim(row, baseline)
+    better = [each for each in others if (each["difference_high"] or 0) < 0 and _predicts(each, num_labels)]
+    if better and baseline is not None and max(each["score"] for each in better) > baseline["score"]:
+        verdict = _with_better(verdict, row, max(better, key=lambda each: float(each["score"]))["features"])
     if (row.get("association") or 0) >= CONFOUNDED:
         lost = f"{row['target']} is associated with {row['harmonized']} ({row['association']:.2f}), so harmonizing "
         lost = f"{verdict.sentence} But {lost}removes what both share: the score may be too low."
         advice = f"compare with probe --nuisance {row['harmonized']}; {verdict.advice}"
         answer = "unclear" if fails else verdict.answer
         verdict = replace(verdict, answer=answer, sentence=lost, advice=advice)
-    better = [each for each in others if (each["difference_high"] or 0) < 0 and _predicts(each, num_labels)]
-    if not better or baseline is None or max(each["score"] for each in better) <= baseline["score"]:
-        return verdict
-    best = max(better, key=lambda each: float(each["score"]))["features"]
+    return verdict
+
+
+def _with_better(verdict: Verdict, row: Row, best: str) -> Verdict:
+    """The verdict with the advice to use other features, which are better than z_sem."""
     how = " (probe --features wide)" if best == WIDE_NAME else ""
     if verdict.answer in ("worse", "hardly", "unclear"):  # whose advice names the baseline
         return replace(verdict, advice=f"to predict it, use {best}{how}, which predicts it best{_longer(row)}")

@@ -76,12 +76,13 @@ def predict(
     which hold that of 90 % of new scans (infinite with fewer than 9 labelled ones). ``sick_doubt`` is ``unlike the
     labelled scans`` if a scan is farther from their mean than 99 % of them, so that its prediction says nothing, or
     ``is a labelled scan``, or a copy of one, whose label the model knows, or ``may be chance`` for all if the labelled
-    scans do not show that the label can be predicted. ``predictor.safetensors`` is the fitted model: give it as
+    scans do not show that the label can be predicted; or two of these. If most scans are unlike the labelled ones, the
+    command ends with exit code 3. ``predictor.safetensors`` is the fitted model: give it as
     ``labelled`` to use it again. It has 16 numbers per labelled scan, by which these are recognised, and no names.
 
     Along a direction, ``sick_distance`` is the signed distance in standard deviations of the training cases, for
-    instance as a measure of severity, and probabilities take both classes to be equally frequent; intervals and the
-    first doubt are not known.
+    instance as a measure of severity. Its probabilities take both classes to be equally frequent; along a direction of
+    ``import-official``, as frequent as in the classifier's training. Intervals and the first doubt are not known.
 
     Args:
         bundle: Folder of the trained bundle that made the table.
@@ -280,16 +281,16 @@ def predicted_columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
         z = codes["z"][:, : model.statistics.z_channels]
         predicted = model.predict(z)
         columns = _of_classes(model.classes, np.stack([1 - predicted, predicted], axis=1)) if model.classes else {}
-        doubt = _with(other, np.where(model.is_fitted_to(z), _LABELLED, ""))
+        doubt = _joined(other, np.where(model.is_fitted_to(z), _LABELLED, ""))
         return {"": predicted, **columns, "_distance": model.distance(z) / model.std, "_doubt": doubt}
     x, half = codes[model.features], model.half_width
     predicted = model.predict(x)
-    doubt = _with(other, np.where(model.is_labelled(x), _LABELLED, np.where(model.is_unlike(x), _UNLIKE, "")))
+    doubt = _joined(other, np.where(model.is_labelled(x), _LABELLED, np.where(model.is_unlike(x), _UNLIKE, "")))
     numbers = {"": predicted, "_low": predicted - half, "_high": predicted + half}
     return {**(_of_classes(model.classes, predicted) if model.classes else numbers), "_doubt": doubt}
 
 
-def _with(other: str, doubts: NDArray[Any]) -> list[str]:
+def _joined(other: str, doubts: NDArray[Any]) -> list[str]:
     """The doubts of scans, with one that holds for all of them."""
     return [", ".join(filter(None, [each, other])) for each in doubts.tolist()]
 
@@ -312,10 +313,8 @@ def _measured(table: pd.DataFrame, rows: pd.DataFrame, model: Model, seed: int) 
     """How well a model predicts new cases that have the label; None: none has, or only one class of it."""
     if model.target not in tables.label_columns(table):
         return None
-    patients, is_labelled = (
-        tables.patients_of(table),
-        rows[f"{model.target}_doubt"].str.startswith(_LABELLED).to_numpy(),
-    )
+    patients = tables.patients_of(table)
+    is_labelled = rows[f"{model.target}_doubt"].str.startswith(_LABELLED).to_numpy()
     is_new = ~np.isin(patients, patients[is_labelled]) & ~labels.missing(table[model.target].tolist())
     if model.classes is None:
         truth = pd.to_numeric(table[model.target], errors="coerce").to_numpy(float)

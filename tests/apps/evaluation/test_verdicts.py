@@ -64,6 +64,8 @@ PCA, WIDE, WORDS = {"features": "PCA of pixels"}, {"features": "wide"}, {"featur
         ([row(0.95, 0.9, 0.98, **left_out(None, None, None))], "unclear", "no AUROC on a scanner that was left out"),
         ([row(0.95, 0.9, 0.98, **left_out(None, None, None))], "unclear", "each class of sex from at least two values"),
         ([row(0.5, 0.47, 0.53, harmonized="scanner", association=0.9)], "unclear", "(0.90), so harmonizing removes"),
+        ([row(0.7, 0.6, 0.8, harmonized="scanner", association=0.9), row(0.8, 0.7, 0.9, difference=-0.1, **PCA),
+          row(0.95, 0.9, 1, difference=-0.2, **WIDE)], "worse", "--nuisance scanner; to predict it, use wide"),
         ([row(0.5, 0.47, 0.53, harmonized="scanner", association=0.1)], "hardly", "hardly predicts sex"),
         ([row(None, None, None)], "unclear", "no AUROC"),
         # of five labels the best one may be chance; its own interval excludes it
