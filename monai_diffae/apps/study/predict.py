@@ -290,9 +290,9 @@ def predicted_columns(model: Model, codes: Mapping[str, Any]) -> dict[str, Any]:
     return {**(_of_classes(model.classes, predicted) if model.classes else numbers), "_doubt": doubt}
 
 
-def _joined(other: str, doubts: NDArray[Any]) -> list[str]:
+def _joined(other: str, doubts: NDArray[Any]) -> NDArray[Any]:
     """The doubts of scans, with one that holds for all of them."""
-    return [", ".join(filter(None, [each, other])) for each in doubts.tolist()]
+    return np.array([", ".join(filter(None, [each, other])) for each in doubts.tolist()], object)
 
 
 def _of_classes(classes: Sequence[str], probabilities: NDArray[Any]) -> dict[str, Any]:
