@@ -341,7 +341,7 @@ class DiffusionAutoencoderInferer(Inferer):
         """x_T of x_0, an image or its latents."""
         if self.settings.eta > 0:
             raise ConfigError(
-                f"eta is {self.settings.eta:g}, and new noise cannot be inverted; use eta 0, or mode z_sem"
+                f"eta is {self.settings.eta:g}, and new noise cannot be inverted; use eta 0 for a scan's own x_T"
             )
         if self.settings.inversion == "ddim":
             levels = self.schedule.paper_inversion_levels(self.invert_steps, self.settings.spacing)
@@ -359,7 +359,7 @@ class DiffusionAutoencoderInferer(Inferer):
         """x_0, an image or its latents, of x_T."""
         levels = self.schedule.decoding_levels(self.solver_steps, self.settings.spacing)
         if self.settings.eta > 0:
-            seeds = [seed_of("eta", each.cpu().numpy().tobytes().hex()) for each in x_T]
+            seeds = [seed_of("eta", each.detach().cpu().numpy().tobytes().hex()) for each in x_T]
             noise = [torch.Generator().manual_seed(seed) for seed in seeds]  # the same in every batch and process
             return diffusion.ddim(predict, x_T, levels, callback=callback, eta=self.settings.eta, generator=noise)
         return self.solver(predict, x_T, levels, callback=callback)

@@ -74,8 +74,8 @@ def level_strides(
     return each
 
 
-def size_divisors(spatial_dims: int, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """What each spatial size must be a multiple of, for these strides."""
+def strides_product(spatial_dims: int, strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The product of strides along each axis: what a size must be a multiple of so that every level can halve it."""
     return tuple(math.prod(stride[axis] for stride in strides) for axis in range(spatial_dims))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.networks import blocks
-from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, size_divisors
+from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, strides_product
 
 
 class UNetStage(nn.Module):
@@ -106,7 +106,7 @@ class DenoisingUNet(nn.Module):
         self.base_channels = base_channels
         self.z_channels = z_channels
         each_stride = level_strides(spatial_dims, len(widths), strides)
-        self.size_divisors = size_divisors(spatial_dims, each_stride)
+        self.size_divisors = strides_product(spatial_dims, each_stride)
 
         def block(
             c_in: int, c_out: int, resample: str = "none", stride: Sequence[int] | None = None

@@ -237,7 +237,9 @@ def _network(weights: StateDict, settings: OfficialSettings) -> DiffusionAutoenc
         raise ConfigError("there is no autoencoder in it; choose its checkpoint, not that of a latent DDIM alone")
     with derived_from_shapes("Diff-AE"), torch.device("meta"):  # no random numbers, which would be replaced at once
         config = infer_config(weights, settings.net_enc_num_res_blocks)
-        network = build_autoencoder(**config, num_heads=settings.net_beatgans_attn_head)
+        divisor = 2 ** (len(config["channel_mult"]) - 1)  # the UNet's: the official encoder takes odd sizes
+        heads = settings.net_beatgans_attn_head
+        network = build_autoencoder(**config, num_heads=heads, encoder_size_divisors=divisor)
     network.load_state_dict(fitted(weights, our_name, network.state_dict()), assign=True)
     return network.eval()
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from monai_diffae.errors import ConfigError
 from monai_diffae.networks import DenoisingUNet, DiffusionAutoencoder, SemanticEncoder, build_autoencoder, preset
-from monai_diffae.networks.arguments import anisotropic_strides, size_divisors
+from monai_diffae.networks.arguments import anisotropic_strides, strides_product
 
 SMALL = {"base_channels": 8, "attention_levels": (1,), "z_channels": 12, "time_embed_channels": 20}
 
@@ -237,7 +237,7 @@ def test_thick_slices_keep_their_axis_until_the_others_are_as_thick():
 def test_the_networks_take_the_size_that_strides_were_made_for(sizes):
     strides = anisotropic_strides(sizes, [1, 1, 4], 3)
     network = small_autoencoder(3, base_channels=2, channel_mult=(1, 2, 2), strides=strides)
-    assert network.size_divisors == size_divisors(3, strides)
+    assert network.size_divisors == strides_product(3, strides)
     x = torch.randn(1, 1, *sizes)
     with torch.no_grad():
         assert network(x, torch.tensor([5]), x).shape == x.shape

@@ -31,6 +31,7 @@ CONFIGURATIONS = {
     "one level with attention": {"channel_mult": (1,), "enc_channel_mult": (1,), "attention": (0,), "enc": (9,)},
     "no attention but in the middle": {"attention": (9,), "enc": (9,)},
     "as many levels in the encoder": {"enc_channel_mult": (1, 2)},
+    "an encoder that leaves out a row": {"image": (6, 14)},
     "odd sizes": {"enc_out_channels": 7, "embed_channels": 33},
     "with a latent DDIM": {"enc_out_channels": 16},
     "tiny": TINY,
@@ -68,12 +69,12 @@ def main():
             "enc_channel_mult": (1, 2, 2), "num_res_blocks": 2, "enc_num_res_block": 2, "enc_out_channels": 24,
             "embed_channels": 40, "resnet_two_cond": True, "enc_pool": "adaptivenonzero", **changes,
         }  # fmt: skip
-        levels = config.pop("attention", (1,))
+        shape, levels = config.pop("image", (8, 16)), config.pop("attention", (1,))
         config["attention_resolutions"] = [32 >> level for level in levels]
         config["enc_attn_resolutions"] = [32 >> level for level in config.pop("enc", levels)]
         model = BeatGANsAutoencConfig(resnet_cond_channels=config["enc_out_channels"], **config).make_model()
         metadata[name] = json.dumps({"config": config, "shapes": fill(model)})
-        x0, x_t = torch.rand(2, 2, config["in_channels"], 8, 16) * 2 - 1
+        x0, x_t = torch.rand(2, 2, config["in_channels"], *shape) * 2 - 1
         with torch.inference_mode():
             z_sem = model.encoder(x0)
             values = {"x0": x0, "x_t": x_t, "z_sem": z_sem, "eps": model(x_t, T, cond=z_sem).pred}

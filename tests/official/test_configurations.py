@@ -18,7 +18,7 @@ needs_parity_files = pytest.mark.skipif(not PARITY.is_dir(), reason="no ../share
 CONFIGURATIONS = [
     "default", "three channels", "width 96", "widths 32, 96, 64", "first multiplier 2", "widths that fall",
     "fewer blocks in the encoder", "more blocks in the encoder", "one level with attention",
-    "no attention but in the middle", "as many levels in the encoder", "odd sizes",
+    "no attention but in the middle", "as many levels in the encoder", "an encoder that leaves out a row", "odd sizes",
 ]  # fmt: skip
 
 

@@ -126,7 +126,7 @@ def evaluate(
     same metrics, and ``diversity``, the standard deviation of a voxel over several x_T. Each value is a mean over the
     cases with a 95 % interval over the patients. ``out/cases.csv`` has one row per case and condition.
 
-    ``generation`` compares images of the latent DDIM with held-out cases (``fid``, ``kid``, ``mmd``,
+    ``generation`` compares generated images with held-out cases (``fid``, ``kid``, ``mmd``,
     ``precision``, ``recall``) and with the training set (``copying_ratio``). ``z_sem`` has the use of z_sem by the
     decoder, its dimensions, MONAI's indicators of collapse, and DCI if the known factors of the virtual cohort are
     given.
@@ -336,21 +336,20 @@ class _Evaluation:
         for metric, reason in image_quality.omitted().items():
             omit(metric, reason)
 
-        def encoded(cases: Sequence[Case], name: str, otherwise: Any = None) -> quality.EncodedCases | None:
-            chosen = spread_cases(cases, settings.num_codes)
-            some = session.read(chosen, self.folder, f"{name}_failures.csv") if chosen else otherwise
-            return None if some is None else quality.EncodedCases(some, session.encode(some))
+        def encoded(cases: Sequence[Case], name: str) -> quality.EncodedCases | None:
+            if not (chosen := spread_cases(cases, settings.num_codes)):
+                return None
+            some = session.read(chosen, self.folder, f"{name}_failures.csv")
+            return quality.EncodedCases(some, session.encode(some))
 
-        held_out = train = generated = None
-        if settings.num_codes or settings.num_images:
-            held_out = encoded(bundle.held_out, "held_out", read)
-            train = encoded(session.cohort.split("train"), "training")
+        held_out, train = encoded(bundle.held_out, "held_out"), encoded(session.cohort.split("train"), "training")
+        generated = None
         conditions = quality.conditions_of(trained.inferer, settings.solvers, settings.steps, settings.decoders)
         cases = quality.BundleCases(bundle.name, session, read, held_out, train, conditions, self.seed, omit)
         measures: list[_Rows] = []
         if settings.num_levels:
             measures.append(diagnosis.Diagnosis(cases, settings.num_levels).rows)
-        if held_out is not None and settings.num_codes:
+        if held_out is not None:
             measures.append(quality.CodeFigures(cases, held_out).rows)
         if held_out is not None and settings.num_images:
             try:

@@ -231,7 +231,7 @@ class CodeFigures:
 
 @dataclass(frozen=True, eq=False)
 class GeneratedImages:
-    """Images that a bundle generates, exactly those of the command ``generate`` with the same seed."""
+    """Images that a bundle generates; with a latent DDIM, those of the command ``generate`` with the same seed."""
 
     bundle: BundleCases
     held_out: EncodedCases

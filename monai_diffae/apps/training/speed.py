@@ -28,7 +28,7 @@ from monai_diffae.engines import ResumableTrainer
 from monai_diffae.engines.memory import GIB, Memory, run_memory
 from monai_diffae.errors import ConfigError, MachineError
 from monai_diffae.networks import FirstStage, anisotropic_strides
-from monai_diffae.networks.arguments import size_divisors
+from monai_diffae.networks.arguments import strides_product
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def grid_3d(
     strides = anisotropic_strides([2**16] * 3, spacing_mm, num_levels - 1)
     field = np.percentile(survey.fields_mm, 95, axis=0)
     voxels = [math.ceil(mm / step - 1e-3) for mm, step in zip(field, spacing_mm, strict=True)]
-    divisors = [f * d for f, d in zip(factors, size_divisors(3, strides), strict=True)]
+    divisors = [f * d for f, d in zip(factors, strides_product(3, strides), strict=True)]
     return spacing_mm, [-(-n // d) * d for n, d in zip(voxels, divisors, strict=True)]
 
 

@@ -114,7 +114,7 @@ def test_a_model_with_one_z_sem_for_all_cases_generates_without_a_latent_ddim(la
 
 def test_another_latent_ddim_is_another_result(latent_bundle, cohort, tmp_path):
     bundle = shutil.copytree(latent_bundle, tmp_path / "bundle")
-    arguments = {"bundle": bundle, "cohort": cohort, "steps": [2], "num_images": 6, "num_codes": 0, "device": "cpu"}
+    arguments = {"bundle": bundle, "cohort": cohort, "steps": [2], "num_images": 6, "num_codes": 10, "device": "cpu"}
     evaluate(tmp_path / "out", **arguments)
     rewrite(bundle, scaled(1.1), "latent_model.safetensors")
     with pytest.raises(OtherResultsError):
@@ -122,7 +122,7 @@ def test_another_latent_ddim_is_another_result(latent_bundle, cohort, tmp_path):
 
 
 def test_generated_images_of_an_interrupted_run_are_not_those_of_another_seed(latent_bundle, cohort, tmp_path):
-    arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [2], "num_images": 2, "num_codes": 0, "limit": 1}
+    arguments = {"bundle": latent_bundle, "cohort": cohort, "steps": [2], "num_images": 2, "num_codes": 10, "limit": 1}
     rows = Mock(return_value=[])
     with patch.object(GeneratedImages, "_condition_rows", rows), patch.object(_Evaluation, "_write") as write:
         write.side_effect = KeyboardInterrupt

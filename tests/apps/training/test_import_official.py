@@ -168,8 +168,8 @@ def test_image_size_without_x_T(save, tmp_path, caplog):
         other = save("other.ckpt", model=model, beside=(), latent=False)
         with pytest.raises(ConfigError, match=f"^image_size: .* attention at {levels} levels; give a value"):
             import_official(other, tmp_path / "no")
-    with pytest.raises(ConfigError, match=r"image_size is \[18, 18\]; the network needs multiples of 4"):
-        import_official(checkpoint, tmp_path / "no", image_size=18)
+    with pytest.raises(ConfigError, match=r"image_size is \[17, 17\]; the network needs multiples of 2"):
+        import_official(checkpoint, tmp_path / "no", image_size=17)
     assert not (tmp_path / "no").exists()
 
 
