@@ -295,15 +295,20 @@ class ReportData:
             self._keep("info")
         return self.summary
 
+    def embed(self) -> bool:
+        """Run ``info`` and ``embed``; returns whether there is a table."""
+        self.describe()
+        if self.cohort is None:
+            return False
+        if self.topics.targets or self.topics.towards:
+            check_targets(self.session.cohort.cases, self.topics.targets, self.topics.towards)
+        wide = {"features": "wide"} if self.has_wide else {}
+        pool = {"pool": "mean_std"} if self.slices else {}
+        return self._attempt("embeddings", "Embed the scans", "embed", **self._opened, **wide, **pool) is not None
+
     def run_common(self, cases: Sequence[str] = ()) -> None:
         """Run what several models can be compared by: embed, reconstruct these cases, find neighbors, probe."""
-        self.describe()
-        if self.cohort is not None and (self.topics.targets or self.topics.towards):
-            check_targets(self.session.cohort.cases, self.topics.targets, self.topics.towards)
-        wide = {"features": "wide"} if self.cohort is not None and self.has_wide else {}
-        pool = {"pool": "mean_std"} if self.slices else {}
-        embed = {**self._opened, **wide, **pool}
-        if self.cohort is None or not self._attempt("embeddings", "Embed the scans", "embed", **embed):
+        if not self.embed():
             return
         self._attempt(
             "reconstructions",
@@ -315,6 +320,19 @@ class ReportData:
             cases=list(cases) or self.shown_cases,
         )
         self._attempt("neighbors", "Find similar scans and outliers", "neighbors", embeddings=self.embeddings)
+        self.probe()
+        if self.topics.repeat is not None:
+            self._attempt(
+                "reliability",
+                "Tell patients and scanners apart",
+                "reliability",
+                embeddings=self.embeddings,
+                repeat=self.topics.repeat,
+                scanner=self.topics.scanner,
+            )
+
+    def probe(self) -> None:
+        """Run ``probe``, if there are labels."""
         if self.labels:
             self._attempt(
                 "probe",
@@ -327,16 +345,7 @@ class ReportData:
                 nuisance=self.topics.scanner,
                 **self._evaluation,
                 **self._baselines,
-                **({"features": ["z", "wide"]} if wide else {}),
-            )
-        if self.topics.repeat is not None:
-            self._attempt(
-                "reliability",
-                "Tell patients and scanners apart",
-                "reliability",
-                embeddings=self.embeddings,
-                repeat=self.topics.repeat,
-                scanner=self.topics.scanner,
+                **({"features": ["z", "wide"]} if self.has_wide else {}),
             )
 
     @property

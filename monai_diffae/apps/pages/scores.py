@@ -85,7 +85,7 @@ def _probe_row(model: ReportData, row: Row) -> dict[str, Any]:
         "model": model.name,
         "probe": _probe_name(row["probe"], row["features"]),
         "metric": METRIC_NAMES[metric],
-        "score": number(score),
+        "score": number(round(score, 3) + 0.0),  # not -8e-06
         "patients": f"{row['num_patients']:,}" if row.get("knows_patients", True) else "unknown",
         "interval": "" if low is None else f"({number(low)} to {number(high)})",
         "mark": interval_mark(score, low, high, limits, CHANCE.get(metric, 0.0)),

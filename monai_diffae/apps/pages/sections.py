@@ -37,6 +37,7 @@ _METRIC_TITLES = {
     "copying_ratio": "Copying ratio: distance of samples to training cases / of held-out cases",
     "kl": "KL divergence of the latents",
 }
+_JUDGES = {"probe_": "a linear probe of z_sem", "neighbors_": "the nearest training cases"}
 _PANEL_TITLES = dict(
     zip(PANELS, ("input", "from z_sem alone", "difference", "from both codes", "difference"), strict=True)
 )
@@ -331,8 +332,15 @@ def curve_section(report: Report) -> Section | None:
         series = [each for name, frame in curves.items() for each in _series(frame, metric, name)]
         short = metric.removeprefix("validation_")
         axes = Axes("images seen", short, reference=1.0 if short in ("z_sem_usage", "copying_ratio") else None)
-        charts.append(line_chart(series, axes, _METRIC_TITLES.get(short, short.replace("_", " "))))
+        charts.append(line_chart(series, axes, _curve_title(short)))
     return Section("curves", "Training curves", {"charts": charts})
+
+
+def _curve_title(metric: str) -> str:
+    for prefix, judge in _JUDGES.items():
+        if metric.startswith(prefix):
+            return f"{metric.removeprefix(prefix)}: AUROC or R2 of {judge}"
+    return _METRIC_TITLES.get(metric, metric.replace("_", " "))
 
 
 def _curves_of(model: ReportData) -> pd.DataFrame | None:

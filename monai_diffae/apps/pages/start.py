@@ -32,11 +32,12 @@ with on_first_use:
     import numpy as np
 
     from monai_diffae.apps import html
+    from monai_diffae.apps import session as sessions
     from monai_diffae.apps.pages import data as page_data
     from monai_diffae.apps.pages import sections
     from monai_diffae.apps.training import plan as plans
     from monai_diffae.apps.training import speed as speeds
-    from monai_diffae.data import cohorts
+    from monai_diffae.data import cohorts, embeddings
     from monai_diffae.data.inspection import twins
 
 _FEWEST_PATIENTS, _FEW_PATIENTS = 10, 200
@@ -112,7 +113,12 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
         return Result(notes=["not started: nothing was trained"], content={"outcomes": ()})
     data = first.run()
     logger.info("\nWrite the page")
-    next_lines, values = list(first.next_lines(data)), sections.Report([data]).values()
+    shipped, values = first.find_shipped(data), sections.Report([data]).values()
+    next_lines = list(first.next_lines(data, shipped))
+    if shipped is not None:
+        found = " ".join(each.sentence for each in shipped.verdicts if each.is_predicted)
+        text = f"{shipped.name}, a shipped model that was trained for hours, knows scans like these."
+        values["answers"].insert(0, {"kind": "good", "text": text, "advice": found})
     if remark := first.record.get("remark"):  # not in those of earlier versions
         values["answers"].append({"kind": "open", "text": remark, "advice": ""})
     page = html.write_page(
@@ -230,7 +236,12 @@ class FirstHour:
         if not (self.out / "start.json").is_file():
             return {}
         record: dict[str, Any] = json.loads((self.out / "start.json").read_text(encoding="utf-8"))
-        differ = [name for name, value in request.items() if record["request"].get(name) != value]
+        earlier = record["request"]
+        differ = [
+            f"{name} ({earlier.get(name):g})" if name == "minutes" else name
+            for name, value in request.items()
+            if earlier.get(name) != value
+        ]
         if differ:
             raise self._other(", ".join(differ))
         return record
@@ -271,8 +282,40 @@ class FirstHour:
         self.record["is_trained"] = True
         write_json(self.out / "start.json", self.record)
 
-    def next_lines(self, data: page_data.ReportData) -> Iterator[tuple[str, str]]:
+    def find_shipped(self, data: page_data.ReportData) -> page_data.ReportData | None:
+        """A shipped model that knows the scans, if they are few, and what it predicts."""
+        settings = self.record["settings"]
+        is_other = settings.get("in_channels", 1) > 1 or settings.get("colour", "refuse") != "refuse"
+        if is_other or not data.is_embedded or (data.few_images is None and not data.slices):
+            return None
+        name, scans = _SHIPPED[3 if data.slices else data.spatial_dims]
+        model = self.out / name
+        if not model.is_dir():
+            self.steps.prepare(f"Try {name}, a shipped model of {scans}", "init", out=model, bundle=name)
+        shipped = page_data.ReportData(model, model, self.table, data.topics, data.run, self.steps)
+        if not shipped.embed() or sessions.many_unlike(model, embeddings.z_matrix(shipped.table)):
+            return None
+        shipped.probe()
+        return shipped
+
+    def next_lines(
+        self, data: page_data.ReportData, shipped: page_data.ReportData | None = None
+    ) -> Iterator[tuple[str, str]]:
         """What can be done next: explanations and lines for a shell."""
+        if shipped is not None:
+            page = {"bundle": shipped.bundle, "cohort": self.table, "out": shipped.folder}
+            yield f"Make a page like this one for {shipped.name}:", command_line("report", page)
+            if predicted := shipped.predicted:
+                new = {
+                    "bundle": shipped.bundle,
+                    "cohort": "new_scans",
+                    "out": f"predicted_{shipped.name}",
+                    "labelled": shipped.embeddings,
+                }
+                yield (
+                    f"Predict the labels of new scans with {shipped.name}:",
+                    command_line("predict", {**new, "targets": predicted}),
+                )
         opened = {"bundle": self.model, "cohort": self.table}
         directions = [data.folder / name for name in data.outcomes if name.startswith("directions/")]
         edited = [file for file in directions if data.result(f"edits/{file.stem}") is not None]
@@ -296,10 +339,6 @@ class FirstHour:
             tested = set(data.table.loc[data.table["split"] == "test", "id"].astype(str))
             unusual |= {"cases": both_ends} if both_ends and tested.issuperset(both_ends) else {"limit": _NUM_UNUSUAL}
             yield "Show what is unusual inside scans:", command_line("anomaly", unusual)
-        if data.few_images is not None or data.slices:
-            name, scans = _SHIPPED[3 if data.slices else data.spatial_dims]
-            why = f"There are few scans. If they are {scans}, embed them with a trained model, or train it further:"
-            yield why, command_line("init", {"out": f"{self.out}_{name}", "bundle": name})
         is_clear = not data.verdicts or any(verdict.answer != "unclear" for verdict in data.verdicts)
         if data.slices or (data.few_images is None and is_clear):
             longer = {
