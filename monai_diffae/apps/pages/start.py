@@ -116,7 +116,7 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
     shipped, values = first.find_shipped(data), sections.Report([data]).values()
     next_lines = list(first.next_lines(data, shipped))
     if shipped is not None:
-        found = " ".join(each.sentence for each in shipped.verdicts if each.is_predicted)
+        found = " ".join(f"{each.sentence} {each.against}" for each in shipped.verdicts if each.is_predicted)
         text = f"{shipped.name}, a shipped model that was trained for hours, knows scans like these."
         values["answers"].insert(0, {"kind": "good", "text": text, "advice": found})
     if remark := first.record.get("remark"):  # not in those of earlier versions
