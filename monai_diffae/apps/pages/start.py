@@ -116,10 +116,10 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
     shipped, values = first.find_shipped(data), sections.Report([data]).values()
     next_lines = list(first.next_lines(data, shipped))
     if shipped is not None:
-        found = " ".join(f"{each.sentence} {each.against}" for each in shipped.verdicts if each.is_predicted)
+        found = [f"{each.sentence} {each.against}" for each in shipped.verdicts if each.is_predicted]
         text = f"{shipped.name}, a shipped model that was trained for hours, knows scans like these."
-        advice = f"{found} Its commands are the first below What to do next; all else is about the model trained here."
-        values["answers"].insert(0, {"kind": "good", "text": text, "advice": advice})
+        advice = "Its commands are the first below What to do next; all else is about the model trained here."
+        values["answers"].insert(0, {"kind": "good", "text": text, "advice": " ".join([*found, advice])})
     if remark := first.record.get("remark"):  # not in those of earlier versions
         values["answers"].append({"kind": "open", "text": remark, "advice": ""})
     page = html.write_page(
