@@ -22,6 +22,8 @@ import pandas as pd
 from monai_diffae.apps.evaluation.evaluate import Conditions, HeldOut, evaluate, unique_names
 from monai_diffae.data.atomic import write_csv
 
+METRICS = {"noise_levels": ("loss_own",), "reconstruction": ("mse", "ssim"), "generation": ("fid", "kid")}
+
 
 def images_until(curves: pd.DataFrame, loss: float) -> float:
     """Images seen until the validation loss is at most this, between two validations by a straight line."""
@@ -57,19 +59,10 @@ def main() -> None:
     rows = pd.DataFrame(result.rows)
     names = set(unique_names(bundles)[: len(arguments.conditional)])
     rows["model"] = rows["bundle"].map(lambda name: "with z_sem" if name in names else "without")
-    levels = rows[(rows["table"] == "noise_levels") & (rows["metric"] == "loss_own")].assign(
-        x=lambda each: each["timestep"]
-    )
-    decoded = rows[(rows["table"] == "reconstruction") & rows["metric"].isin(["mse", "ssim"])]
-    decoded = decoded.assign(x=lambda each: each["steps"])
-    made = rows[(rows["table"] == "generation") & (rows["features"] == "alexnet") & rows["metric"].isin(["fid", "kid"])]
-    made = made.assign(x=lambda each: each["steps"])
-    table = (
-        pd.concat([levels, decoded, made])
-        .groupby(["metric", "x", "model"])["value"]
-        .agg(["mean", "min", "max"])
-        .reset_index()
-    )
+    rows["x"] = rows["timestep"].fillna(rows["steps"])
+    is_shown = [metric in METRICS.get(table, ()) for table, metric in zip(rows["table"], rows["metric"], strict=True)]
+    is_shown &= rows["features"].isin([None, "alexnet"])
+    table = rows[is_shown].groupby(["metric", "x", "model"])["value"].agg(["mean", "min", "max"]).reset_index()
     write_csv(arguments.out / "conditioning.csv", table)
     print(
         table.pivot(index=["metric", "x"], columns="model", values=["mean", "min", "max"]).to_string(
@@ -84,7 +77,7 @@ def main() -> None:
             f"{images_until(own, last):,.0f}"
         )
     titles = {"loss_own": "denoising loss", "mse": "MSE from both codes", "ssim": "SSIM from both codes"}
-    if not made.empty:
+    if "kid" in set(table["metric"]):
         titles |= {"kid": "KID of synthetic images (AlexNet)"}
     figure, axes = plt.subplots(1, len(titles), figsize=(4 * len(titles), 3.5), layout="constrained")
     for axis, (metric, title) in zip(axes, titles.items(), strict=True):
