@@ -60,9 +60,9 @@ def main() -> None:
     names = set(unique_names(bundles)[: len(arguments.conditional)])
     rows["model"] = rows["bundle"].map(lambda name: "with z_sem" if name in names else "without")
     rows["x"] = rows["timestep"].fillna(rows["steps"])
-    is_shown = [metric in METRICS.get(table, ()) for table, metric in zip(rows["table"], rows["metric"], strict=True)]
-    is_shown &= rows["features"].isin([None, "alexnet"])
-    table = rows[is_shown].groupby(["metric", "x", "model"])["value"].agg(["mean", "min", "max"]).reset_index()
+    of_table = rows.apply(lambda row: row["metric"] in METRICS.get(row["table"], ()), axis=1)
+    shown = rows[of_table & (rows["features"].fillna("alexnet") == "alexnet")]
+    table = shown.groupby(["metric", "x", "model"])["value"].agg(["mean", "min", "max"]).reset_index()
     write_csv(arguments.out / "conditioning.csv", table)
     print(
         table.pivot(index=["metric", "x"], columns="model", values=["mean", "min", "max"]).to_string(

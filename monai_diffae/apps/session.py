@@ -202,7 +202,7 @@ class Session:
 
     def warn_if_unlike(self, z_sem: NDArray[np.floating[Any]]) -> None:
         """Log a warning if many z_sem (N, D) are far from those of the bundle's training, if these are known."""
-        if num_unlike := many_unlike(self.trained.folder, z_sem):
+        if num_unlike := count_unlike(self.trained.folder, z_sem):
             logger.warning(
                 "%d of %d z_sem are unlike those of the training: these scans may be of another kind, orientation, "
                 "field of view or intensity; compare them with monai-diffae reconstruct --mode z_sem",
@@ -286,11 +286,11 @@ def _writable(cases: Sequence[Case], dicom: bool) -> tuple[list[Case], list[Fail
     return [case for case in cases if case.id not in lost], unwritable
 
 
-def many_unlike(bundle: PathLike, z_sem: NDArray[np.floating[Any]]) -> int:
-    """The number of z_sem (N, D) that are unlike those of a bundle's training; 0 if few are, or if it is not known."""
+def count_unlike(bundle: PathLike, z_sem: NDArray[np.floating[Any]]) -> int | None:
+    """How many z_sem (N, D) are unlike those of a bundle's training, 0 if only few are; None if it is not known."""
     statistics = latent_statistics(bundle)
     if statistics is None or statistics.z_channels != z_sem.shape[1]:
-        return 0
+        return None
     number = int((statistics.deviations(z_sem) > _UNLIKE).sum())
     return number if number > _MANY * len(z_sem) else 0
 

@@ -147,7 +147,8 @@ class Sampling:
     decoder: DecoderName | None = None
     """``fast`` decodes with the 1 to 8 evaluations of the decoder that ``distill`` trains; by default ``exact``."""
     eta: Annotated[float, Ge(0), Le(1)] | None = None
-    """New noise in each step of the solver ddim, 1: as much as in DDPM; not for a scan's own x_T; by default the bundle's."""
+    """New noise in each step of the solver ddim, 1: as in DDPM, 0: none; not for a scan's own x_T; by default the
+    bundle's."""
 
 
 @Parameter(name="*", group=Group("Decoding", sort_key=3))

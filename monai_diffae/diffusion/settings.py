@@ -52,9 +52,9 @@ class DecodingSettings:
     batch_size: int = 64  #: largest number of images that are processed at once
     #: ``exact``: images are decoded as described above; ``fast``: by the fast decoder. Inversion is the same
     decoder: DecoderName = "exact"
-    #: new noise in each step of the solver ``ddim``: 0 is DDIM, 1 as much as in DDPM. It is drawn from a seed that
-    #: every bit of x_T changes: the same x_T gets the same noise, a similar one other noise. Inversion, which cannot
-    #: undo it, is refused
+    #: new noise in each step of the solver ``ddim``: 0 is DDIM, 1 as much as in DDPM. It follows from x_T: the
+    #: same x_T gets the same noise, a slightly different one different noise. Inversion, which cannot undo it, is
+    #: refused
     eta: float = 0.0
 
     def __post_init__(self) -> None:

@@ -51,12 +51,12 @@ def level_widths(base_channels: int, channel_mult: Sequence[int], attention_leve
     return widths
 
 
-def grid_cells(spatial_dims: int, z_grid: int | Sequence[int]) -> tuple[int, ...]:
-    """The number of cells per axis that z_sem is read from."""
-    cells = (z_grid,) * spatial_dims if isinstance(z_grid, int) else tuple(z_grid)
-    if len(cells) != spatial_dims or not all(isinstance(n, int) and n >= 1 for n in cells):
-        raise ConfigError(f"z_grid={quoted(z_grid)} is neither a whole number of 1 or more nor {spatial_dims} of them")
-    return cells
+def per_axis(spatial_dims: int, value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """An argument that is one whole number for all axes, or one per axis."""
+    each = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
+    if len(each) != spatial_dims or not all(isinstance(n, int) and n >= 1 for n in each):
+        raise ConfigError(f"{name}={quoted(value)} is neither a whole number of 1 or more nor {spatial_dims} of them")
+    return each
 
 
 def level_strides(

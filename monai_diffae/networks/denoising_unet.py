@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from monai_diffae.networks import blocks
-from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, strides_product
+from monai_diffae.networks.arguments import keeps_config, level_strides, level_widths, per_axis, strides_product
 
 
 class UNetStage(nn.Module):
@@ -136,7 +136,7 @@ class DenoisingUNet(nn.Module):
                 width = level_width
                 skip_widths.append(width)
 
-        cells = grid_cells(spatial_dims, z_grid)
+        cells = per_axis(spatial_dims, z_grid, "z_grid")
         self.z_map = blocks.ZMap(width, z_channels, cells) if max(cells) > 1 else None
         self.middle_stage = UNetStage(
             block(width, width), blocks.PositionAttention(width, num_heads), block(width, width)

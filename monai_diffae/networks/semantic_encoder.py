@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from monai_diffae.networks.arguments import grid_cells, keeps_config, level_strides, level_widths, strides_product
+from monai_diffae.networks.arguments import keeps_config, level_strides, level_widths, per_axis, strides_product
 from monai_diffae.networks.blocks import CellMeans, ChannelGroupNorm, PlainBlock, PositionAttention, check_images, conv3
 
 
@@ -36,7 +35,8 @@ class SemanticEncoder(nn.Module):
         z_grid: cells per axis (one number, or one per axis) over which the last features are averaged; 1: over the
             whole image, as in the paper. Cells overlap if their number does not divide the size of the features.
         size_divisors: what each spatial size must be a multiple of (one number, or one per axis); None: so that every
-            level can halve its size. A level that cannot leaves out its last row, as in the official code.
+            level can halve its size. With smaller numbers, a level of odd size ignores its last row and column, as in
+            the official code.
 
     Example:
         >>> encoder = SemanticEncoder(3, 1, z_channels=16, base_channels=8, channel_mult=(1, 2), num_res_blocks=1)
@@ -70,8 +70,8 @@ class SemanticEncoder(nn.Module):
         each_stride = level_strides(spatial_dims, len(widths), strides)
         if size_divisors is None:
             size_divisors = strides_product(spatial_dims, each_stride)
-        self.size_divisors = ensure_tuple_rep(size_divisors, spatial_dims)
-        cells = grid_cells(spatial_dims, z_grid)
+        self.size_divisors = per_axis(spatial_dims, size_divisors, "size_divisors")
+        cells = per_axis(spatial_dims, z_grid, "z_grid")
         self.use_checkpoint = False  # DiffusionAutoencoder sets it
 
         self.stem = conv3(spatial_dims, in_channels, widths[0])

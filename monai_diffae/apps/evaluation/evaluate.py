@@ -75,7 +75,8 @@ class Conditions:
     draws: Annotated[int, Ge(1)] = 2
     """How many x_T each image is decoded with from z_sem alone."""
     num_images: Annotated[int, Ge(0)] = 64
-    """Synthetic images to generate if the bundle has a latent DDIM, or one z_sem for all cases; 0: none."""
+    """Synthetic images to generate if the bundle has a latent DDIM, or one z_sem for all cases; none with 0, or without
+    codes."""
     num_codes: Annotated[int, Ge(0)] = 2000
     """Most held-out and most training cases to encode for the figures of z_sem and of synthetic images; 0: none."""
     num_levels: Annotated[int, Ge(0)] = 10
@@ -126,10 +127,9 @@ def evaluate(
     same metrics, and ``diversity``, the standard deviation of a voxel over several x_T. Each value is a mean over the
     cases with a 95 % interval over the patients. ``out/cases.csv`` has one row per case and condition.
 
-    ``generation`` compares generated images with held-out cases (``fid``, ``kid``, ``mmd``,
-    ``precision``, ``recall``) and with the training set (``copying_ratio``). ``z_sem`` has the use of z_sem by the
-    decoder, its dimensions, MONAI's indicators of collapse, and DCI if the known factors of the virtual cohort are
-    given.
+    ``generation`` compares generated images with held-out cases (``fid``, ``kid``, ``mmd``, ``precision``, ``recall``)
+    and with the training set (``copying_ratio``). ``z_sem`` has the use of z_sem by the decoder, its dimensions,
+    MONAI's indicators of collapse, and DCI if the known factors of the virtual cohort are given.
 
     ``noise_levels`` has one row per noise level: ``log_snr``; the denoising loss with a case's own z_sem, with that of
     another patient, and with the mean of all other patients (``loss_own``, ``loss_other``, ``loss_mean``); the last two

@@ -189,7 +189,7 @@ def _patients(row: Row) -> str:
 def _seen(row: Row) -> str:
     """How many of the cases the encoder has seen, in brackets; nothing if none, or if it is not known."""
     num_seen = row.get("num_seen_by_autoencoder")
-    return f" (the encoder has seen {num_seen} of the {row.get('num_test')} cases)" if num_seen else ""
+    return f" (the encoder may have seen {num_seen} of the {row.get('num_test')} cases)" if num_seen else ""
 
 
 def _score(row: Row) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from monai_diffae.bundle import layout
 from monai_diffae.data.atomic import write_json
 from monai_diffae.data.cases import are_patients_known, of_patients
 from monai_diffae.data.scan_states import cohort_fingerprint
-from monai_diffae.errors import CohortError, ConfigError, OtherResultsError, counted
+from monai_diffae.errors import CohortError, ConfigError, OmittableError, OtherResultsError, counted, one_line
 from monai_diffae.lazy import on_first_use
 
 with on_first_use:
@@ -112,14 +113,11 @@ def start(cohort: Path, out: Path, *, hour: Hour = Hour(), listing: Listing = Li
     if not yes and sys.stdin.isatty() and input("Start? [Y/n] ").strip().lower() not in ("", "y", "yes"):
         return Result(notes=["not started: nothing was trained"], content={"outcomes": ()})
     data = first.run()
+    shipped = first.try_shipped(data)
     logger.info("\nWrite the page")
-    shipped, values = first.find_shipped(data), sections.Report([data]).values()
-    next_lines = list(first.next_lines(data, shipped))
+    values, next_lines = sections.Report([data]).values(), list(first.next_lines(data, shipped))
     if shipped is not None:
-        found = [f"{each.sentence} {each.against}" for each in shipped.verdicts if each.is_predicted]
-        text = f"{shipped.name}, a shipped model that was trained for hours, knows scans like these."
-        advice = "Its commands are the first below What to do next; all else is about the model trained here."
-        values["answers"].insert(0, {"kind": "good", "text": text, "advice": " ".join([*found, advice])})
+        values["answers"].insert(0, first.shipped_answer(shipped))
     if remark := first.record.get("remark"):  # not in those of earlier versions
         values["answers"].append({"kind": "open", "text": remark, "advice": ""})
     page = html.write_page(
@@ -283,28 +281,49 @@ class FirstHour:
         self.record["is_trained"] = True
         write_json(self.out / "start.json", self.record)
 
-    def find_shipped(self, data: page_data.ReportData) -> page_data.ReportData | None:
+    def try_shipped(self, data: page_data.ReportData) -> page_data.ReportData | None:
         """A shipped model that knows the scans, if they are few, and what it predicts."""
-        settings = self.record["settings"]
-        is_other = settings.get("in_channels", 1) > 1 or settings.get("colour", "refuse") != "refuse"
-        if is_other or not data.is_embedded or (data.few_images is None and not data.slices):
+        settings, is_few = self.record["settings"], data.few_images is not None or bool(data.slices)
+        takes_them = not settings.get("sequences") and settings.get("colour", "refuse") == "refuse"
+        if not (takes_them and is_few and data.is_embedded) or self.record.get("no_shipped_model"):
             return None
         name, scans = _SHIPPED[3 if data.slices else data.spatial_dims]
-        model = self.out / name
-        if not model.is_dir():
-            self.steps.prepare(f"Try {name}, a shipped model of {scans}", "init", out=model, bundle=name)
-        shipped = page_data.ReportData(model, model, self.table, data.topics, data.run, self.steps)
-        if not shipped.embed() or sessions.many_unlike(model, embeddings.z_matrix(shipped.table)):
-            return None
-        shipped.probe()
-        return shipped
+        model, steps = self.out / name, Steps(self.out / page_data.JOURNAL)
+        shipped = page_data.ReportData(model, model, self.table, data.topics, data.run, steps)
+        try:
+            if not model.is_dir():
+                steps.prepare(f"Try {name}, a shipped model of {scans}", "init", out=model, bundle=name)
+            knows_them = shipped.embed() and sessions.count_unlike(model, embeddings.z_matrix(shipped.table)) == 0
+        except OmittableError as error:
+            logger.warning("%s is not tried: %s", name, one_line(error))
+            knows_them = False
+        if knows_them:
+            shipped.probe()
+            self.steps.outcomes += steps.outcomes
+            return shipped
+        logger.info("%s does not know these scans, and is left out", name)
+        shutil.rmtree(model, ignore_errors=True)
+        write_json(self.out / "start.json", {**self.record, "no_shipped_model": True})
+        return None
+
+    @staticmethod
+    def shipped_answer(shipped: page_data.ReportData) -> dict[str, str]:
+        """What the page says of a shipped model, before all else."""
+        sentences = [f"{each.sentence} {each.against}" for each in shipped.verdicts if each.is_predicted]
+        sentences.append(
+            "If it was trained on some of these scans, this is too high. Its commands come first in \u201cWhat to do "
+            "next\u201d; all below is about the model trained here."
+        )
+        text = f"{shipped.name}, a shipped model that was trained for hours, knows scans like these."
+        return {"kind": "good", "text": text, "advice": " ".join(sentences)}
 
     def next_lines(
         self, data: page_data.ReportData, shipped: page_data.ReportData | None = None
     ) -> Iterator[tuple[str, str]]:
         """What can be done next: explanations and lines for a shell."""
+        topics = {"targets": list(self.hour.targets), "towards": self.hour.towards}
         if shipped is not None:
-            page = {"bundle": shipped.bundle, "cohort": self.table, "out": shipped.folder}
+            page = {"bundle": shipped.bundle, "cohort": self.table, "out": shipped.folder, **topics}
             yield f"Make a page like this one for {shipped.name}:", command_line("report", page)
             if predicted := shipped.predicted:
                 new = {
@@ -327,7 +346,7 @@ class FirstHour:
         )
         yield (
             "Make a report to send around, also with the quality of the images:",
-            command_line("report", {**opened, "out": self.out, "targets": list(self.hour.targets)}),  # all is reused
+            command_line("report", {**opened, "out": self.out, **topics}),  # all is reused
         )
         if predicted := data.predicted:
             new = {"bundle": self.model, "cohort": "new_scans", "out": "predicted", "labelled": data.embeddings}

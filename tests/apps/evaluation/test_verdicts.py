@@ -30,7 +30,7 @@ PCA, WIDE, WORDS = {"features": "PCA of pixels"}, {"features": "wide"}, {"featur
     [
         ([row(0.9, 0.85, 0.94)], "predicts", "z_sem predicts sex: AUROC 0.90 (0.85 to 0.94), 300 patients."),
         ([row(0.9, 0.8, 1, num_seen_by_autoencoder=8, num_test=9, patients=7, knows_patients=False)], "predicts",
-         "9 cases of unknown patients, 7 without twins and second scans (the encoder has seen 8 of the 9 cases)."),
+         "9 cases of unknown patients, 7 without twins and second scans (the encoder may have seen 8 of the 9 cases)."),
         ([row(0.9, 0.85, 0.94), row(0.8, 0.7, 0.9, difference=0.1, **PCA)], "better", "so z_sem is better"),
         ([row(0.8, 0.7, 0.9), row(0.8, 0.7, 0.9, difference=0.01, **PCA)], "like", "no clear difference"),
         ([row(0.7, 0.6, 0.8), row(0.8, 0.7, 0.9, difference=-0.1, **PCA)], "worse", "0.90), which is better"),

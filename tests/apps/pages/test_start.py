@@ -48,9 +48,8 @@ def test_every_step_is_done_and_the_page_begins_with_the_findings(started, page_
     assert commands == [
         "list-scans", "plan", "init", "train", "info", "embed", "reconstruct", "neighbors", "probe",
         *(["fit-direction", "edit"] if is_predicted else ["decode"]),
-        "init", "info", "embed",  # chest_xray, which does not know such pictures
     ]  # fmt: skip
-    assert not any("chest_xray" in line for _, line in started.next_lines)
+    assert not (started.folder / "chest_xray").exists()  # which was tried, and does not know such pictures
     page = page_reader(started.page)
     assert page.sections[:3] == ["conflicts", "reconstructions", "edits"]
     assert page.sections[-2:] == ["next", "log"]
@@ -122,13 +121,16 @@ def test_a_shipped_model_that_knows_the_few_scans_comes_first(tmp_path):
     list_scans(tmp_path / "xrays" / "images", hour.table)
     run = PageRun(device="cpu")
     few = SimpleNamespace(is_embedded=True, few_images=8, slices={}, spatial_dims=2, topics=Topics(), run=run)
-    shipped = hour.find_shipped(few)
+    shipped = hour.try_shipped(few)
     assert (shipped.name, len(shipped.table)) == ("chest_xray", 8)
+    assert hour.shipped_answer(shipped)["text"].endswith("knows scans like these.")
     explanation, line = next(hour.next_lines(SimpleNamespace(), shipped))
     assert "chest_xray" in explanation
     assert line.startswith("monai-diffae report")
-    few.few_images = None
-    assert hour.find_shipped(few) is None
+    assert [outcome.step.command for outcome in hour.steps.outcomes] == ["init", "info", "embed"]
+    for settings, num_images in (({}, None), ({"sequences": ["T1"]}, 8), ({"colour": "grey"}, 8)):
+        hour.record["settings"], few.few_images = settings, num_images
+        assert hour.try_shipped(few) is None
 
 
 # -- before the training -----------------------------------------------------------------------------------------------
