@@ -23,7 +23,7 @@ BUDGETS = {
     "apps": (12, 90),
     "apps/embedding": (13.5, 30),
     "apps/evaluation": (27, 68),
-    "apps/pages": (18.5, 62),
+    "apps/pages": (19, 62),
     "apps/sharing": (3, 8),
     "apps/study": (11.5, 21),
     "apps/synthesis": (22.5, 65),

@@ -142,6 +142,11 @@ def _lost_detail(plan: plans.Plan) -> str:
     return ""
 
 
+def _predict_line(data: page_data.ReportData, out: str) -> str:
+    given = {"bundle": data.bundle, "cohort": "new_scans", "out": out, "labelled": data.embeddings}
+    return command_line("predict", {**given, "targets": data.predicted})
+
+
 @dataclass
 class FirstHour:
     """What ``start`` does with a cohort; ``record`` is what was asked for and decided, as in ``start.json``."""
@@ -293,15 +298,13 @@ class FirstHour:
         try:
             if not model.is_dir():
                 steps.prepare(f"Try {name}, a shipped model of {scans}", "init", out=model, bundle=name)
-            knows_them = shipped.embed() and sessions.count_unlike(model, embeddings.z_matrix(shipped.table)) == 0
+            if shipped.embed() and sessions.count_unlike(model, embeddings.z_matrix(shipped.table)) == 0:
+                shipped.probe()
+                self.steps.outcomes += steps.outcomes
+                return shipped
         except OmittableError as error:
-            logger.warning("%s is not tried: %s", name, one_line(error))
-            knows_them = False
-        if knows_them:
-            shipped.probe()
-            self.steps.outcomes += steps.outcomes
-            return shipped
-        logger.info("%s does not know these scans, and is left out", name)
+            logger.warning("%s cannot be tried: %s", name, one_line(error))
+        logger.info("%s is left out", name)
         shutil.rmtree(model, ignore_errors=True)
         write_json(self.out / "start.json", {**self.record, "no_shipped_model": True})
         return None
@@ -325,17 +328,9 @@ class FirstHour:
         if shipped is not None:
             page = {"bundle": shipped.bundle, "cohort": self.table, "out": shipped.folder, **topics}
             yield f"Make a page like this one for {shipped.name}:", command_line("report", page)
-            if predicted := shipped.predicted:
-                new = {
-                    "bundle": shipped.bundle,
-                    "cohort": "new_scans",
-                    "out": f"predicted_{shipped.name}",
-                    "labelled": shipped.embeddings,
-                }
-                yield (
-                    f"Predict the labels of new scans with {shipped.name}:",
-                    command_line("predict", {**new, "targets": predicted}),
-                )
+            if shipped.predicted:
+                title = f"Predict the labels of new scans with {shipped.name}:"
+                yield title, _predict_line(shipped, f"predicted_{shipped.name}")
         opened = {"bundle": self.model, "cohort": self.table}
         directions = [data.folder / name for name in data.outcomes if name.startswith("directions/")]
         edited = [file for file in directions if data.result(f"edits/{file.stem}") is not None]
@@ -348,9 +343,8 @@ class FirstHour:
             "Make a report to send around, also with the quality of the images:",
             command_line("report", {**opened, "out": self.out, **topics}),  # all is reused
         )
-        if predicted := data.predicted:
-            new = {"bundle": self.model, "cohort": "new_scans", "out": "predicted", "labelled": data.embeddings}
-            yield "Predict the labels of new scans:", command_line("predict", {**new, "targets": predicted})
+        if data.predicted:
+            yield "Predict the labels of new scans:", _predict_line(data, "predicted")
         splits = Counter(data.table.get("split", ()) if data.is_embedded else ())
         if splits["test"] and splits["val"] >= FEWEST_CALIBRATING:  # val has calibrated the maps
             unusual = {**opened, "out": self.out / "anomaly", "split": "test"}
