@@ -79,8 +79,9 @@ def _verdict(rows: Sequence[Row], num_labels: int) -> Verdict:
     baseline = others.pop() if others else None
     verdict = _without_claim(row, baseline, num_labels) if fails else _claim(row, baseline)
     better = [each for each in others if (each["difference_high"] or 0) < 0 and _predicts(each, num_labels)]
-    if better and baseline is not None and max(each["score"] for each in better) > baseline["score"]:
-        verdict = _with_better(verdict, row, max(better, key=lambda each: float(each["score"]))["features"])
+    best = max(better, key=lambda each: float(each["score"]), default=None)
+    if best is not None and baseline is not None and best["score"] > baseline["score"]:
+        verdict = _with_better(verdict, row, best["features"])
     if (row.get("association") or 0) >= CONFOUNDED:
         lost = f"{row['target']} is associated with {row['harmonized']} ({row['association']:.2f}), so harmonizing "
         lost = f"{verdict.sentence} But {lost}removes what both share: the score may be too low."
