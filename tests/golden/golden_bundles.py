@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from monai_diffae import embed
+from monai_diffae.bundle.model_file import read_description
 from monai_diffae.data.embeddings import z_matrix
 
 GOLDEN = Path(__file__).parent
@@ -22,6 +24,12 @@ def write_golden_scans(folder: Path, spatial_dims: int, count: int = 6) -> Path:
     for i in range(count):
         write(folder, i)
     return folder
+
+
+def embed_golden_scans(bundle: Path, scans: Path, out: Path) -> Path:
+    """Embed these scans, which have no masks, whole; the table."""
+    has_box = read_description(bundle / "models" / "model.safetensors").get("region") == "box"
+    return embed(bundle, scans, out, device="cpu", overrides={"region": "whole"} if has_box else {}).path
 
 
 def difference_from_stored(bundle: Path, table: Path) -> float:

@@ -19,11 +19,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from golden_bundles import write_golden_scans
+from golden_bundles import embed_golden_scans, write_golden_scans
 from make_configs import write_training_config
 from torch import Tensor
 
-from monai_diffae import embed
 from monai_diffae.bundle import init_bundle, layout
 from monai_diffae.bundle.model_file import read_description, read_model, unknown_targets, write_model
 from monai_diffae.data.embeddings import z_columns
@@ -62,8 +61,10 @@ def _write_models(source: Path, target: Path) -> None:
         if "autoencoder_sha256" in description:
             description["autoencoder_sha256"] = file_checksum(target / layout.MODEL)
         if "made_from" in description:
-            kept = {key: description["made_from"][key] for key in ("num_patients", "config")}
-            description["made_from"] = {**kept, "model": file_checksum(target / layout.MODEL)}
+            made = description["made_from"]
+            number = made["num_patients"] if "num_patients" in made else len(set(made["patients"]))
+            kept = {"num_patients": number, "config": made["config"], "model": file_checksum(target / layout.MODEL)}
+            description["made_from"] = kept
         is_exact = file in (layout.ANOMALY, layout.WIDE)  # scores of a calibration, and what is small already
         tensors = model.tensors if is_exact else {name: _halved(tensor) for name, tensor in model.tensors.items()}
         write_model(target / file, model.kind, tensors, description)
@@ -139,7 +140,7 @@ def store_z_sem(name: str, folder: Path) -> None:
         bundle = init_bundle(Path(temporary) / "bundle", name)
         spatial_dims = read_description(bundle / layout.MODELS / layout.MODEL)["spatial_dims"]
         scans = write_golden_scans(Path(temporary) / "scans", spatial_dims)
-        table = pd.read_parquet(embed(bundle, scans, Path(temporary) / "out", device="cpu").path).sort_values("id")
+        table = pd.read_parquet(embed_golden_scans(bundle, scans, Path(temporary) / "out")).sort_values("id")
     table[["id", *z_columns(table)]].to_csv(folder / "z_sem.csv", index=False, float_format="%.7g")
 
 
