@@ -18,7 +18,7 @@ from monai_diffae.diffusion.solvers import SOLVERS
 ROOT = Path(__file__).parents[1]
 BUNDLE = ROOT / "bundles" / "diffae_2d"
 BUNDLES = [BUNDLE, ROOT / "bundles" / "diffae_3d"]
-OTHERS = ("autoencoder_kl_3d", "chest_xray", "hippocampus")
+OTHERS = ("autoencoder_kl_3d", "chest_xray", "hippocampus", "lung_nodules")
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
     *(bundle / "docs" / "README.md" for bundle in [*BUNDLES, *(ROOT / "bundles" / name for name in OTHERS)]),

@@ -111,7 +111,8 @@ def test_a_path_that_an_overlay_needs_is_asked_for_again(folder):
     assert read(folder)["atlas"] == "???"
 
 
-MODELS = [*(STORED / kind for kind in KINDS), *(ROOT / "bundles" / name for name in ("chest_xray", "hippocampus"))]
+SHIPPED = ("chest_xray", "hippocampus", "lung_nodules")
+MODELS = [*(STORED / kind for kind in KINDS), *(ROOT / "bundles" / name for name in SHIPPED)]
 
 
 @pytest.mark.parametrize("source", MODELS, ids=lambda path: path.name)

@@ -14,14 +14,15 @@ def init(out: Path, *, bundle: str | Path = "diffae_2d", first_stage: Path | Non
     """Make a new bundle: a shipped one, to train or with weights to use at once, or a copy of a trained one.
 
     The folder gets the bundle's configurations, its documentation and licence, and in ``configs/overlays`` the
-    configuration overlays that can be used with it. ``chest_xray`` and ``hippocampus`` have trained weights;
-    their ``docs/README.md`` says what the weights can do and what they must not be used for. ``train`` fine-tunes the
-    weights of a bundle that has them: shipped, copied or pulled.
+    configuration overlays that can be used with it. ``chest_xray``, ``hippocampus`` and ``lung_nodules`` have trained
+    weights; their ``docs/README.md`` says what the weights can do and what they must not be used for. ``train``
+    fine-tunes the weights of a bundle that has them: shipped, copied or pulled.
 
     Args:
         out: New folder for the bundle.
         bundle: Name of a shipped bundle: ``diffae_2d``, ``diffae_3d`` or ``autoencoder_kl_3d`` without weights,
-            ``chest_xray`` or ``hippocampus`` with weights; or a trained bundle, or the file of its model.
+            ``chest_xray``, ``hippocampus`` or ``lung_nodules`` with weights; or a trained bundle, or the file of its
+            model.
         first_stage: Autoencoder on whose latents the new ``diffae_3d`` works: a bundle of MONAI's model zoo, a file of
             weights of MONAI's ``AutoencoderKL`` or ``AutoencoderKlMaisi`` beside the JSON file that defines its
             network, or a trained ``autoencoder_kl_3d``.
