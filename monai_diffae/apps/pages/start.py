@@ -31,7 +31,6 @@ from monai_diffae.lazy import on_first_use
 
 with on_first_use:
     import numpy as np
-    import pandas as pd
 
     from monai_diffae.apps import html
     from monai_diffae.apps import session as sessions
@@ -45,11 +44,7 @@ with on_first_use:
 _FEWEST_PATIENTS, _FEW_PATIENTS = 10, 200
 _NUM_UNUSUAL = 8  # cases
 _COARSE = 4  # voxels of the model, in those of the scans
-_SHIPPED = {
-    2: {"chest_xray": "chest X-rays"},
-    3: {"hippocampus": "MR volumes around a hippocampus", "lung_nodules": "CT volumes around a lung nodule"},
-}
-_SHIPPED_FOR_MASKS = "lung_nodules"  # it sees the box around a mask
+_SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
 logger = logging.getLogger(__name__)
@@ -297,23 +292,20 @@ class FirstHour:
         takes_them = not settings.get("sequences") and settings.get("colour", "refuse") == "refuse"
         if not (takes_them and is_few and data.is_embedded) or self.record.get("no_shipped_model"):
             return None
-        has_masks = "mask" in pd.read_csv(self.table, nrows=0)
-        for name, scans in _SHIPPED[3 if data.slices else data.spatial_dims].items():
-            if name == _SHIPPED_FOR_MASKS and not has_masks:
-                continue
-            model, steps = self.out / name, Steps(self.out / page_data.JOURNAL)
-            shipped = page_data.ReportData(model, model, self.table, data.topics, data.run, steps)
-            try:
-                if not model.is_dir():
-                    steps.prepare(f"Try {name}, a shipped model of {scans}", "init", out=model, bundle=name)
-                if shipped.embed() and sessions.count_unlike(model, embeddings.z_matrix(shipped.table)) == 0:
-                    shipped.probe()
-                    self.steps.outcomes += steps.outcomes
-                    return shipped
-            except OmittableError as error:
-                logger.warning("%s cannot be tried: %s", name, one_line(error))
-            logger.info("%s is left out", name)
-            shutil.rmtree(model, ignore_errors=True)
+        name, scans = _SHIPPED[3 if data.slices else data.spatial_dims]
+        model, steps = self.out / name, Steps(self.out / page_data.JOURNAL)
+        shipped = page_data.ReportData(model, model, self.table, data.topics, data.run, steps)
+        try:
+            if not model.is_dir():
+                steps.prepare(f"Try {name}, a shipped model of {scans}", "init", out=model, bundle=name)
+            if shipped.embed() and sessions.count_unlike(model, embeddings.z_matrix(shipped.table)) == 0:
+                shipped.probe()
+                self.steps.outcomes += steps.outcomes
+                return shipped
+        except OmittableError as error:
+            logger.warning("%s cannot be tried: %s", name, one_line(error))
+        logger.info("%s is left out", name)
+        shutil.rmtree(model, ignore_errors=True)
         write_json(self.out / "start.json", {**self.record, "no_shipped_model": True})
         return None
 
