@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from monai_diffae.errors import ConfigError, counted
+from monai_diffae.errors import CohortError, counted
 from monai_diffae.networks.blocks import CellMeans
 
 _LEAST_SHARE = 1e-10  # of the largest variance; smaller ones are rounding errors
@@ -127,11 +127,9 @@ class PatchWords(nn.Module):
             patches = patches[patches.var(dim=1) > self.faint]  # not of the background
             parts.append(patches[torch.randperm(len(patches), generator=generator)[:share]])
         patches = torch.cat(parts).double()
-        if len(patches) < len(self.words):
-            raise ConfigError(
-                f"PatchWords: the training images have {len(patches)} patches with contrast, too few for "
-                f"{len(self.words)} words; give more images, or fewer words (num_words)"
-            )
+        if not len(patches):
+            raise CohortError("the training images have no contrast, so there are no typical patches to find")
+        patches = patches.repeat(-(-len(self.words) // len(patches)), 1)  # of few tiny images; words then repeat, too
         patches = patches - patches.mean(dim=1, keepdim=True)
         patches = patches / (patches.square().mean(dim=1, keepdim=True) + self.faint).sqrt()
         variances, vectors = torch.linalg.eigh(torch.cov(patches.T))
@@ -214,7 +212,7 @@ class FixedComponents(nn.Module):
             ]
         )
         if not scale.isfinite().all():
-            raise ConfigError(f"FixedComponents: cannot be fitted to {counted(num, 'image')} without variation")
+            raise CohortError(f"FixedComponents: cannot be fitted to {counted(num, 'image')} without variation")
         stds, axes = _principal_axes(centred * scale, len(self.axes))
         axes = axes / stds.square().mean().sqrt() * scale
         self.mean.copy_(mean)

@@ -169,13 +169,7 @@ def _fitted_words(session: Session) -> PatchWords:
     )
     images = torch.from_numpy(np.concatenate([*batches]))
     words = PatchWords(images.shape[2:], images.shape[1])
-    try:
-        words.fit(images)
-    except ConfigError as error:
-        raise CohortError(
-            "words: the training images have too few patches with contrast; give more or larger images, or use "
-            "encoder pca and features z"
-        ) from error
+    words.fit(images)
     return words.to(trained.device)
 
 

@@ -45,6 +45,7 @@ _FEWEST_PATIENTS, _FEW_PATIENTS = 10, 200
 _NUM_UNUSUAL = 8  # cases
 _COARSE = 4  # voxels of the model, in those of the scans
 _SHIPPED = {2: ("chest_xray", "chest X-rays"), 3: ("hippocampus", "MR volumes around a hippocampus")}
+_OVERLAYS = ["words.json"]  # of the training: z_sem predicts more, see docs/probes.md
 _SLICES = {"bundle": Path("diffae_2d"), "overrides": {"slice_range": [0.2, 0.8], "slice_step": 1}}  # nearly all slices
 
 logger = logging.getLogger(__name__)
@@ -198,6 +199,7 @@ class FirstHour:
             "request": request,
             "bundle": plan.bundle,
             "settings": plan.settings,
+            "overlays": _OVERLAYS,
             "summary": summary,
             "remark": remark,
             "is_trained": False,
@@ -281,6 +283,7 @@ class FirstHour:
             cohort=self.table,
             minutes=self.hour.minutes,
             device=self.hour.device,
+            overlays=[self.model / layout.CONFIGS / "overlays" / name for name in self.record.get("overlays", ())],
             overrides={key: value for key, value in self.record["settings"].items() if key not in speeds.TIME_KEYS},
         )
         self.record["is_trained"] = True

@@ -199,12 +199,12 @@ class Appearance:
         """One line about the kinds and sizes, and one each about colour, mixed kinds and unreadable scans."""
         images, volumes, failures = self.of_dims(2), self.of_dims(3), list_failures(self.readings)
         cases = [each.case for each in self.readings]
-        scans = f"of {counted(len(images) + len(volumes), 'scan')} looked at are"
+        total = f"of {counted(len(images) + len(volumes), 'scan')} looked at"
         if images:
-            yield f"{len(images)} {scans} 2D images: {_range([each.size for each in images])}"
+            yield f"2D images: {len(images)} {total}, {_range([each.size for each in images])}"
         if volumes:
             size, spacing = _range([each.size for each in volumes]), _range([each.spacing_mm for each in volumes])
-            yield f"{len(volumes)} {scans} volumes: {size}, voxels of {spacing} mm"
+            yield f"volumes: {len(volumes)} {total}, {size}, voxels of {spacing} mm"
         if self.colour:
             count = f"{len(self.colour)} are in colour{count_by_label(self.colour, cases)}"
             yield f"{count}: train with --colour grey or --colour rgb, or they are left out"
