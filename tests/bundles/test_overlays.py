@@ -91,7 +91,8 @@ def test_the_encoder_sees_other_sequences_than_the_decoder_makes(small_cohort, t
     table.to_csv(tmp_path / "scans.csv", index=False)
     bundle = init_bundle(tmp_path / "bundle", "diffae_2d")
     overrides = {**SETTINGS[2], "encoder_sequences": ["T2", "FLAIR"]}
-    train(bundle, tmp_path / "scans.csv", sequences=["T1"], overrides=overrides)
+    overlays = [bundle / "configs" / "overlays" / "words.json"]  # of what the encoder sees
+    train(bundle, tmp_path / "scans.csv", sequences=["T1"], overlays=overlays, overrides=overrides)
     trained = load_bundle(bundle, "cpu")
     assert (trained.network.encoder_in_channels, trained.image_shape[0]) == (2, 1)
     embedded = pd.read_parquet(embed(bundle, tmp_path / "scans.csv", tmp_path / "out", device="cpu").path)
