@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffae.data.cases import SPLITS, Case, Images, as_labels, cases_of_one_file, check_splits, safe_names
-from monai_diffae.data.folders import BIDS_SUBJECT, FolderContent, names_within, relative_to, search_folder, short_names
+from monai_diffae.data.folders import (
+    BIDS_SUBJECT,
+    TIDY,
+    FolderContent,
+    names_within,
+    relative_to,
+    search_folder,
+    short_names,
+)
 from monai_diffae.data.formats import dicom
 from monai_diffae.data.formats.scan import warn_once
 from monai_diffae.data.scans import SUFFIXES, may_be_dicom, scan_suffix
@@ -37,7 +45,6 @@ _THOUSANDS = re.compile(r"[1-9]\d{0,2},\d{3}")
 _DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 _WHOLE = re.compile(r"\d+\.0+")
 _MOST_SHARED = 10_000  # different texts of a table that are kept to find equal ones
-_TIDY = re.compile(r"/?[^/.:\\][^/:\\]*(?:/[^/.:\\][^/:\\]*)*")  # a path that pathlib would not change
 _INSIGNIFICANT = re.compile(r"\s+|(?<!\d)[-_]+|[-_]+(?!\d)|(?<!\d)0+(?=\d)")  # spaces, hyphens and leading zeros
 
 
@@ -312,7 +319,7 @@ def _paths(folder: Path, cells: Sequence[str]) -> list[str]:
     start = os.fspath(folder / "_")[:-1]
     return [
         (os.path.join(start, cell) if cell[0] == "/" else start + cell)  # noqa: PTH118 - join takes thrice as long
-        if _TIDY.fullmatch(cell)
+        if TIDY.fullmatch(cell)
         else cell and os.fspath(folder / cell)
         for cell in cells
     ]

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+|BraTS-[A-Za-z]+-\d+(?=-\d{3}))")
 """A subject of BIDS in a path, or a patient of BraTS, who may have several timepoints."""
 
+TIDY = re.compile(r"/?[^/.:\\][^/:\\]*(?:/[^/.:\\][^/:\\]*)*")
+"""A path that pathlib would not change."""
+
 _BATCH = 256  # DICOM files whose headers are read and kept together
 _MANY = 2_000  # DICOM files; to read the headers of more takes seconds
 _UNREADABLE = (
@@ -131,7 +134,11 @@ def relative_to(root: PathLike) -> Callable[[str], str]:
     def relative_folder(path: str) -> str:
         return os.path.relpath(path or os.curdir, root).replace(os.sep, "/")
 
+    start = os.fspath(root) + os.sep
+
     def relative(path: str) -> str:
+        if path.startswith(start) and TIDY.fullmatch(within := path[len(start) :]) and within[0] != "/":
+            return within
         folder, separator, name = path.rpartition(os.sep)
         within = relative_folder(folder + separator)
         if within.endswith("..") or name in ("", os.curdir, os.pardir):
