@@ -230,7 +230,6 @@ def write_description(description: Mapping[str, Any], folder: Path) -> None:
             parser.read_config([str(path), str(folder / CONFIGS / "overlays" / "latent_space.json")])
             parser["first_stage_bundle"] = _OWN_FIRST_STAGE
         content = dict(parser.get())
-        content.pop("_meta_", None)
         _fill_in(content, description, folder)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = shortened(one_line(error), 120)
@@ -243,7 +242,7 @@ def write_description(description: Mapping[str, Any], folder: Path) -> None:
 
 def write_config(path: Path, content: Mapping[str, Any]) -> None:
     """Replace the content of a configuration; the blank lines between its groups of keys stay."""
-    text = as_json(content)
+    text = as_json({key: value for key, value in content.items() if key != "_meta_"})
     for key in re.findall(r'\n\n    "(\w+)":', path.read_text(encoding="utf-8")):
         text = text.replace(f'\n    "{key}":', f'\n\n    "{key}":', 1)
     write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -28,6 +28,7 @@ from monai_diffae.policies import PathLike
 
 with on_first_use:
     from monai_diffae.apps.training import speed as speeds
+    from monai_diffae.bundle import description as descriptions
     from monai_diffae.bundle import parser as parsing
     from monai_diffae.data import cohorts, tensor_files
     from monai_diffae.data.inspection import survey as surveys
@@ -67,7 +68,8 @@ def train(
     training begins with its weights, and replaces them at its first save. To keep them, train a copy: ``start_from``.
 
     Args:
-        bundle: Folder of a bundle. If it does not exist, it is made from ``diffae_3d`` for volumes, else ``diffae_2d``.
+        bundle: Folder of a bundle. If it does not exist, it is made from ``diffae_3d`` for volumes, else ``diffae_2d``,
+            with the overlay ``words`` unless others are given: half of z_sem also learns typical patches.
         cohort: Folder, CSV/TSV, MONAI datalist or single scan; by default the ``dataset_dir`` of the configuration.
         out: Folder for the trained bundle; by default the bundle's own.
         start_from: Trained bundle with whose weights a new training begins, on any cohort: the folder is made from it,
@@ -353,14 +355,19 @@ def _lengthen(workflow: ConfigWorkflow, training: Training, minutes: float, star
 
 
 def _make_bundle(folder: Path, cohort: Path, training: Training) -> Training:
-    """Copy the shipped bundle that fits most scans, ``diffae_3d`` or ``diffae_2d``; colour becomes grey by default."""
+    """Copy the shipped bundle that fits most scans; without overlays with ``words``, and colour becomes grey."""
     if str(folder) in names_with_weights():
         config_file(folder, "train")  # whoever names a shipped model does not want a new one
     refuse_results_among_scans(cohort, bundle=folder)
     cases = cohorts.read_cohort(cohort, columns=training.columns)
     name = f"diffae_{surveys.survey_cohort(cases).spatial_dims}d"
     init_bundle(folder, name)
-    logger.info("%s: a new bundle, made from %s", folder.name, name)
+    if training.overlays:
+        logger.info("%s: a new bundle, made from %s", folder.name, name)
+    else:  # which choose the recipe
+        recipe, words = folder / layout.CONFIGS / layout.TRAIN, folder / layout.CONFIGS / "overlays" / "words.json"
+        descriptions.write_config(recipe, parsing.read_config(recipe, words).get())
+        logger.info("%s: a new bundle, made from %s with words.json, so that z_sem predicts more", folder.name, name)
     is_chosen = training.colour is not None or not training.overrides.keys().isdisjoint(("colour", "in_channels"))
     if is_chosen or not surveys.look_at(cases, limit=32).colour:
         return training
