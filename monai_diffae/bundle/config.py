@@ -391,7 +391,8 @@ def check_components(config: Mapping[str, Any]) -> None:
     other = next((key for key in ("num_rounds", "first_stage_bundle") if key in config), None)
     targets = {str(part["_target_"]).rpartition(".")[2] for _, part in components(dict(config))} if other else set()
     if targets & {"AnchoredEncoder", "FixedComponents"}:
-        raise ConfigError(f"{other}: this training cannot use typical patches; omit the overlay words or anchored")
+        todo = "make a bundle by init, and omit the overlays words and anchored"
+        raise ConfigError(f"{other}: this training cannot use typical patches; {todo}")
 
 
 def check_required_values(config: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from monai_diffae.bundle.config import (
     preprocessing_config,
     references,
 )
-from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, shipped
+from monai_diffae.bundle.layout import CONFIGS, MODEL, MULTI_GPU, TRAIN, overlay, shipped
 from monai_diffae.bundle.model_file import model_parser, unknown_targets
 from monai_diffae.data.atomic import write_atomic
 from monai_diffae.errors import ConfigError, UnsafeInputError, one_line, quoted, shortened
@@ -227,7 +227,7 @@ def write_description(description: Mapping[str, Any], folder: Path) -> None:
     try:
         parser.read_config(str(path))
         if "first_stage" in description:
-            parser.read_config([str(path), str(folder / CONFIGS / "overlays" / "latent_space.json")])
+            parser.read_config([str(path), str(overlay(folder, "latent_space.json"))])
             parser["first_stage_bundle"] = _OWN_FIRST_STAGE
         content = dict(parser.get())
         _fill_in(content, description, folder)

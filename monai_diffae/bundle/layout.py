@@ -32,6 +32,11 @@ MODEL_FILES = (MODEL, LATENT_MODEL, FAST_MODEL, WIDE, ANOMALY, METRICS, PROVENAN
 """The files in ``models`` that are copied with a model; the one for MONAI's tools is written again."""
 
 
+def overlay(bundle: Path, file: str) -> Path:
+    """A configuration overlay in the folder of a bundle."""
+    return bundle / CONFIGS / "overlays" / file
+
+
 def shipped(kind: str) -> Path:
     """The folder of the shipped ``bundles`` or ``overlays``: in the installed package, or beside it in a checkout."""
     in_wheel = _PACKAGE / kind

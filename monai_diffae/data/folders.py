@@ -128,7 +128,7 @@ def sequences_beside(file: Path) -> dict[str, PathLike]:
 
 
 def relative_to(root: PathLike) -> Callable[[str], str]:
-    """A function that gives the path of a file from a folder, with ``/``; for many files in few folders it is fast."""
+    """A function that gives the path of a file from a folder, with ``/``; it is fast for many files."""
 
     @cache
     def relative_folder(path: str) -> str:

@@ -283,7 +283,7 @@ class FirstHour:
             cohort=self.table,
             minutes=self.hour.minutes,
             device=self.hour.device,
-            overlays=[self.model / layout.CONFIGS / "overlays" / name for name in self.record.get("overlays", ())],
+            overlays=[layout.overlay(self.model, file) for file in self.record.get("overlays", ())],
             overrides={key: value for key, value in self.record["settings"].items() if key not in speeds.TIME_KEYS},
         )
         self.record["is_trained"] = True
@@ -320,7 +320,7 @@ class FirstHour:
             "If it was trained on some of these scans, this is too high. Its commands come first in \u201cWhat to do "
             "next\u201d; all below is about the model trained here."
         )
-        text = f"{shipped.name}, a shipped model that was trained for hours, knows scans like these."
+        text = f"{shipped.name}, a shipped model that was trained for longer, knows scans like these."
         return {"kind": "good", "text": text, "advice": " ".join(sentences)}
 
     def next_lines(

@@ -6,7 +6,7 @@ from monai_diffae.apps.command import command
 from monai_diffae.apps.commands import command_line
 from monai_diffae.apps.result import Result
 from monai_diffae.bundle.folders import init_bundle
-from monai_diffae.bundle.layout import CONFIGS, MODEL, MODELS
+from monai_diffae.bundle.layout import MODEL, MODELS, overlay
 
 
 @command
@@ -37,7 +37,7 @@ def init(out: Path, *, bundle: str | Path = "diffae_2d", first_stage: Path | Non
     """
     folder = init_bundle(out, bundle, first_stage)
     is_trained = (folder / MODELS / MODEL).is_file()
-    words = folder / CONFIGS / "overlays" / "words.json"
+    words = overlay(folder, "words.json")
     better = {"overlays": [words]} if words.is_file() else {}
     options = {"out": "results"} if is_trained else {"minutes": 10, **better}
     line = command_line("embed" if is_trained else "train", {"bundle": folder, "cohort": "scans.csv", **options})

@@ -362,12 +362,11 @@ def _make_bundle(folder: Path, cohort: Path, training: Training) -> Training:
     cases = cohorts.read_cohort(cohort, columns=training.columns)
     name = f"diffae_{surveys.survey_cohort(cases).spatial_dims}d"
     init_bundle(folder, name)
-    if training.overlays:
-        logger.info("%s: a new bundle, made from %s", folder.name, name)
-    else:  # which choose the recipe
-        recipe, words = folder / layout.CONFIGS / layout.TRAIN, folder / layout.CONFIGS / "overlays" / "words.json"
-        descriptions.write_config(recipe, parsing.read_config(recipe, words).get())
-        logger.info("%s: a new bundle, made from %s with words.json, so that z_sem predicts more", folder.name, name)
+    if not training.overlays:  # they choose the recipe
+        recipe = folder / layout.CONFIGS / layout.TRAIN
+        descriptions.write_config(recipe, parsing.read_config(recipe, layout.overlay(folder, "words.json")).get())
+        name += " with words.json, so that z_sem predicts more"
+    logger.info("%s: a new bundle, made from %s", folder.name, name)
     is_chosen = training.colour is not None or not training.overrides.keys().isdisjoint(("colour", "in_channels"))
     if is_chosen or not surveys.look_at(cases, limit=32).colour:
         return training

@@ -177,7 +177,8 @@ def test_a_missing_bundle_is_made_also_without_minutes(dims, made_for, request, 
         train(tmp_path / "new", cohort, device="cpu", batch_size=10**9)
     made, plain = configured(tmp_path / "new"), [tmp_path / "new" / "configs" / "overlays" / "fp32.json"]
     assert (made["spatial_dims"], made["words_weight"], "_meta_" in made) == (dims, 0.3, False)
-    assert any(f"new: a new bundle, made from diffae_{dims}d with words.json" in line for line in caplog.messages)
+    line = f"new: a new bundle, made from diffae_{dims}d with words.json, so that z_sem predicts more"
+    assert line in caplog.messages
     with pytest.raises(MachineError):
         train(tmp_path / "own", cohort, device="cpu", batch_size=10**9, overlays=plain)
     assert "words_weight" not in configured(tmp_path / "own")
